@@ -1,0 +1,12 @@
+"""What can run a fused operator: one file per backend, and the resolver in `registry`."""
+
+from .cudnn import CuDNN
+from .onednn import OneDNN
+from .reference import Reference
+from .registry import Backend, BackendError, backends, register, use_backend
+
+register(Reference())
+register(OneDNN())
+register(CuDNN())
+
+__all__ = ["Backend", "BackendError", "backends", "use_backend"]

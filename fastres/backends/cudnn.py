@@ -1,0 +1,67 @@
+"""Backend `cudnn`: the fused convolutions of cuDNN that PyTorch binds.
+
+`cudnn_convolution_relu` and `cudnn_convolution_add_relu` fuse bias, residual and ReLU; a convolution without ReLU (the
+projection shortcut) is cuDNN's convolution with bias. fastres has not yet run this backend on hardware.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..folding import folded
+from ..layer import ConvBN
+from .registry import Backend
+
+
+@cache
+def _missing() -> str | None:
+    if not torch.backends.cuda.is_built():
+        return "this build of torch has no CUDA"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if not torch.backends.cudnn.is_available():
+        return "this build of torch has no cuDNN"
+    return None
+
+
+class CuDNN(Backend):
+    name = "cudnn"
+    note = "not yet run on hardware by fastres; whether its ReLU propagates NaN is cuDNN's choice"
+
+    def unavailable(self) -> str | None:
+        return _missing()
+
+    def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
+        if x.device.type != "cuda":
+            return f"needs a CUDA tensor, got one on {x.device}"
+        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"does not run {x.dtype}: expected float32, bfloat16 or float16"
+        if not torch.backends.cudnn.enabled:
+            return "switched off by torch.backends.cudnn.enabled"
+        if x.numel() == 0:
+            return "an empty batch"
+        return None
+
+    def conv(
+        self, x: Tensor, layer: ConvBN, relu: bool, residual: Tensor | None = None, overwrite: bool = False
+    ) -> Tensor:
+        def pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            return weight.contiguous(memory_format=torch.channels_last), bias.to(weight.dtype)
+
+        weight, bias = folded(layer, x.dtype, self.name, pack)
+        x = x.contiguous(memory_format=torch.channels_last)
+        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        if relu and residual is not None:
+            y = torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+        elif relu:
+            y = torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+        else:
+            y = F.conv2d(x, weight, bias, *geometry)
+            y = y if residual is None else y + residual
+        return y.contiguous(memory_format=torch.channels_last)

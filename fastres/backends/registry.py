@@ -1,0 +1,180 @@
+"""Which backend runs a fused operator.
+
+Asked for by name, innermost first: `use_backend(...)`, `backend=` of the model, the environment's FASTRES_BACKEND; a
+named backend runs or raises. Without a name, or by the name "auto", the first of `AUTO_ORDER` that can run a problem
+runs it, and `fastres.explain` says why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import reference
+from ..layer import ConvBN
+
+AUTO = "auto"
+PLAIN = "plain"  # what `explain` shows where nothing fuses
+AUTO_ORDER = ("onednn", "cudnn", "reference")
+
+
+class BackendError(RuntimeError):
+    """A backend asked for by name is not available here or cannot run the problem."""
+
+
+class Backend:
+    """Runs fused operators. A subclass gives `name`, the two questions and `conv`; the rest is composed of `conv`.
+
+    Tensors are [N, C, H, W] of one floating dtype, any layout; outputs are new and dense in channels_last.
+    """
+
+    name = ""
+    note = ""  # what a user should know: numerics that differ from PyTorch's, hardware it was never run on
+
+    def unavailable(self) -> str | None:
+        """Why this backend cannot run on this machine, or None."""
+        return None
+
+    def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
+        """Why this backend cannot run `layer` on `x`, or None."""
+        raise NotImplementedError
+
+    def conv(
+        self, x: Tensor, layer: ConvBN, relu: bool, residual: Tensor | None = None, overwrite: bool = False
+    ) -> Tensor:
+        """BatchNorm(conv(x)) + residual, then ReLU. With `overwrite`, the result may be written over `residual`."""
+        raise NotImplementedError
+
+    def projection(self, x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN) -> Tensor:
+        return self.conv(x, layer, relu=True, residual=self.conv(block_input, shortcut, relu=False), overwrite=True)
+
+    def stem(self, x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int) -> Tensor:
+        return F.max_pool2d(self.conv(x, layer, relu=True), kernel, stride, padding)
+
+    def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return reference.head(x, weight, bias)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision of the resolver: a convolution, who runs it and why the ones before it do not."""
+
+    weight: int  # data_ptr, by which `explain` finds the layer's name
+    x_shape: tuple[int, ...]
+    backend: str
+    reason: str
+
+
+_registered: dict[str, Backend] = {}
+_scoped: ContextVar[str | None] = ContextVar("fastres_backend", default=None)
+_log: ContextVar[list[Choice] | None] = ContextVar("fastres_choices", default=None)
+
+
+def register(backend: Backend) -> Backend:
+    _registered[backend.name] = backend
+    return backend
+
+
+def names() -> list[str]:
+    """Every backend's name, those that cannot run here included."""
+    return list(_registered)
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend of this build, with the reason why it cannot run on this machine, or None where it can."""
+    return {name: backend.unavailable() for name, backend in _registered.items()}
+
+
+def check_name(name: str | None, argument: str = "backend") -> str | None:
+    """Raises ValueError unless `name` is None, "auto" or a backend's name."""
+    if name is not None and name != AUTO and name not in _registered:
+        known = ", ".join(map(repr, (AUTO, *_registered)))
+        raise ValueError(f"{argument}: unknown backend {name!r}, expected one of {known}")
+    return name
+
+
+def get(name: str) -> Backend:
+    """The backend of this name. Raises BackendError where it is not available."""
+    check_name(name)
+    backend = _registered[name]
+    if reason := backend.unavailable():
+        raise BackendError(f"backend {name!r} is not available: {reason}")
+    return backend
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Runs fused operators on the backend `name` within the `with` block, in this thread (or asyncio task).
+
+    It takes precedence over the model's `backend=` and FASTRES_BACKEND; "auto" lets fastres choose again. Threads
+    started inside, DataParallel's included, do not inherit it: give the model a `backend=` for those.
+
+    Raises ValueError for an unknown name and BackendError for a backend that is not available on this machine.
+    """
+    if name != AUTO:
+        get(name)
+    token = _scoped.set(name)
+    try:
+        yield
+    finally:
+        _scoped.reset(token)
+
+
+def requested(model_backend: str) -> str:
+    """The name asked for, given the one that the model carries ("" for none)."""
+    name = _scoped.get() or model_backend
+    if not name and (name := os.environ.get("FASTRES_BACKEND", "")):
+        check_name(name, "FASTRES_BACKEND")
+    return name or AUTO
+
+
+def resolve(x: Tensor, layer: ConvBN, model_backend: str = "") -> Backend:
+    """The backend that runs `layer` on `x`. Raises BackendError if one was named and cannot."""
+    name = requested(model_backend)
+    if name != AUTO:
+        backend = get(name)
+        if reason := backend.unsupported(x, layer):
+            raise BackendError(f"backend {name!r} cannot run this convolution: {reason}")
+        _record(x, layer, backend, "asked for by name")
+        return backend
+    for name in AUTO_ORDER:
+        backend = _registered[name]
+        if backend.unavailable() is None and backend.unsupported(x, layer) is None:
+            if _log.get() is not None:
+                _record(x, layer, backend, _why_not_before(name, x, layer))
+            return backend
+    raise AssertionError("the reference backend runs everything")
+
+
+@contextmanager
+def recording() -> Iterator[list[Choice]]:
+    """Collects the resolver's choices made in this thread within the `with` block."""
+    choices: list[Choice] = []
+    token = _log.set(choices)
+    try:
+        yield choices
+    finally:
+        _log.reset(token)
+
+
+def record_plain(weight: Tensor | None, x: Tensor, reason: str) -> None:
+    """Notes that the convolution of `weight` ran unfused, as PyTorch's own modules."""
+    if (log := _log.get()) is not None and isinstance(weight, Tensor):
+        log.append(Choice(weight.data_ptr(), tuple(x.shape), PLAIN, reason))
+
+
+def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str) -> None:
+    if (log := _log.get()) is not None:
+        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), backend.name, reason))
+
+
+def _why_not_before(chosen: str, x: Tensor, layer: ConvBN) -> str:
+    passed_over = AUTO_ORDER[: AUTO_ORDER.index(chosen)]
+    reasons = [f"{n}: {_registered[n].unavailable() or _registered[n].unsupported(x, layer)}" for n in passed_over]
+    return "; ".join(reasons) or f"first choice for {x.device.type}"

@@ -1,0 +1,74 @@
+"""`explain(model, x)`: which backend runs each convolution of a model, and why."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .backends.registry import PLAIN, recording
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One convolution of one forward: its name in the model, its input's shape, who ran it and why."""
+
+    name: str
+    kind: str
+    x_shape: tuple[int, ...]
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found, a `LayerReport` a convolution in the order in which they ran. Prints as a table."""
+
+    layers: tuple[LayerReport, ...]
+
+    def __str__(self) -> str:
+        rows = [("layer", "convolution", "input", "runs on", "why")]
+        rows += [(r.name, r.kind, "x".join(map(str, r.x_shape)), r.backend, r.reason) for r in self.layers]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]) for row in rows)
+
+
+def explain(model: nn.Module, x: Tensor) -> Explanation:
+    """Runs `model(x)` once without gradients and reports, for each convolution, the backend that ran it and the reason.
+
+    "plain" stands for PyTorch's own modules, unfused; the reason says what kept them from fusing. A model in training
+    mode is run as a copy, so that its running statistics stay as they are.
+
+    Raises whatever `model(x)` raises, and TypeError unless `model` is an nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if any(module.training for module in model.modules()):
+        model = copy.deepcopy(model)
+    convs = {m.weight.data_ptr(): (name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    with torch.no_grad(), recording() as choices:
+        model(x)
+    layers = []
+    seen = set()
+    for choice in choices:
+        name, conv = convs.get(choice.weight, ("?", None))
+        seen.add(choice.weight)
+        layers.append(LayerReport(name, _kind(conv), choice.x_shape, choice.backend, choice.reason))
+    for weight, (name, conv) in convs.items():
+        if weight not in seen:
+            layers.append(
+                LayerReport(name, _kind(conv), (), PLAIN, "not part of a fastres block: see fastres.optimize")
+            )
+    return Explanation(tuple(layers))
+
+
+def _kind(conv: nn.Module | None) -> str:
+    if not isinstance(conv, nn.Conv2d):
+        return "?"
+    kernel = "x".join(map(str, conv.kernel_size))
+    extras = [f"/{conv.stride[0]}"] if conv.stride[0] != 1 else []
+    extras += [f" groups {conv.groups}"] if conv.groups != 1 else []
+    extras += [f" dilation {conv.dilation[0]}"] if conv.dilation[0] != 1 else []
+    return f"{kernel}{''.join(extras)} {conv.in_channels}->{conv.out_channels}"

@@ -1,0 +1,152 @@
+"""BatchNorm folding and its cache.
+
+In evaluation, BatchNorm is an affine map per channel and folds into the convolution before it:
+
+    scale = gamma / sqrt(var + eps);  weight' = weight * scale;  bias' = (bias - mean) * scale + beta
+
+Folded weights are cached so that a forward costs a look-up, and must never be stale. An entry is found by *which
+memory* its sources occupy and is valid while *their versions* stand:
+
+- Identity is the storage's address plus the tensor's. The entry holds weak references to the storages, which keep an
+  address from being reused while the entry lives without keeping the memory: a deleted model frees its weights, and
+  the entry goes with the next sweep.
+- Validity is every source's `_version`, `num_batches_tracked`'s included (BatchNorm's training forward moves the
+  running statistics without moving their own versions), and an epoch that every `torch.optim` step bumps (fused
+  optimizers write parameters without moving versions).
+
+Writes that leave no such trace (through NumPy, or through an old `.data` alias) need `refresh`. FASTRES_CHECK_FOLD=1
+recomputes every hit and raises on a mismatch.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .layer import ConvBN
+
+MAX_ENTRIES = 4096  # 26 ResNet-152s; the oldest entry goes first
+
+Prepare = Callable[[Tensor, Tensor], Any]
+
+
+class _Entry(NamedTuple):
+    sources: tuple[StorageWeakRef, ...]
+    stamp: tuple[int, ...]
+    prepared: Any
+    stream: int  # the CUDA stream that made it; 0 elsewhere
+
+
+_entries: dict[tuple[Hashable, ...], _Entry] = {}
+_lock = threading.Lock()
+_epoch = 0
+
+
+def fold(layer: ConvBN, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight of `dtype`, [Cout, Cin/groups, R, S], and bias, [Cout], in float32 (float64 for float64 weights).
+
+    Per-channel factors are computed in float64 and rounded once; the weights are multiplied in the bias's dtype.
+    """
+    exact = torch.float64 if layer.weight.dtype == torch.float64 else torch.float32
+    scale = (layer.var.double() + layer.eps).rsqrt()
+    if layer.gamma is not None:
+        scale = scale * layer.gamma.double()
+    shift = -layer.mean.double() if layer.bias is None else layer.bias.double() - layer.mean.double()
+    bias = shift * scale
+    if layer.beta is not None:
+        bias = bias + layer.beta.double()
+    weight = layer.weight.to(exact) * scale.to(exact).view(-1, 1, 1, 1)
+    return weight.to(dtype), bias.to(exact)
+
+
+def folded(layer: ConvBN, dtype: torch.dtype, recipe: Hashable, prepare: Prepare) -> Any:
+    """`prepare(*fold(layer, dtype))`, cached.
+
+    `recipe` names the preparation (the backend, and what its packing depends on): entries of two recipes stand side
+    by side. What `prepare` returns is shared between threads and must not be written.
+    """
+    sources = [t for t in layer.tensors() if t is not None]
+    try:
+        stamp = (_epoch, *[t._version for t in sources])
+    except RuntimeError:  # inference tensors keep no version: nothing would show a change
+        return _prepare(layer, dtype, prepare)
+    places = [(t.untyped_storage()._cdata, t.data_ptr()) for t in sources]
+    key = (recipe, dtype, layer.eps, layer.weight.shape, layer.weight.stride(), *places)
+    entry = _entries.get(key)
+    if entry is None or entry.stamp != stamp:
+        entry = _store(key, stamp, sources, _prepare(layer, dtype, prepare))
+    elif os.environ.get("FASTRES_CHECK_FOLD") == "1":
+        _check(entry, _prepare(layer, dtype, prepare), layer)
+    if layer.weight.is_cuda:
+        _use_on_current_stream(entry, layer.weight.device)
+    return entry.prepared
+
+
+def refresh(model: torch.nn.Module | None = None) -> None:
+    """Makes the next forward fold all weights anew.
+
+    Needed only after writes that PyTorch does not record: through NumPy, through a `.data` alias taken earlier, or by
+    an optimizer that is not a `torch.optim.Optimizer` and moves no version. `model` is accepted for readability.
+    """
+    if model is not None and not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    global _epoch
+    with _lock:
+        _epoch += 1
+
+
+def _prepare(layer: ConvBN, dtype: torch.dtype, prepare: Prepare) -> Any:
+    # Ordinary tensors whatever mode the caller is in: the entry outlives it.
+    with torch.inference_mode(False), torch.no_grad():
+        prepared = prepare(*fold(layer, dtype))
+    if layer.weight.is_cuda and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(layer.weight.device).synchronize()  # once a fold: any stream may read it from now on
+    return prepared
+
+
+def _store(key: tuple[Hashable, ...], stamp: tuple[int, ...], sources: list[Tensor], prepared: Any) -> _Entry:
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in sources}
+    stream = torch.cuda.current_stream(sources[0].device).cuda_stream if sources[0].is_cuda else 0
+    entry = _Entry(tuple(map(StorageWeakRef, storages.values())), stamp, prepared, stream)
+    with _lock:
+        if key not in _entries:
+            for old in [k for k, e in _entries.items() if any(ref.expired() for ref in e.sources)]:
+                del _entries[old]
+            while len(_entries) >= MAX_ENTRIES:
+                del _entries[next(iter(_entries))]
+        _entries[key] = entry
+    return entry
+
+
+def _check(entry: _Entry, fresh: Any, layer: ConvBN) -> None:
+    old = [t for t in entry.prepared if isinstance(t, Tensor)]
+    new = [t for t in fresh if isinstance(t, Tensor)]
+    dense = [[t.to_dense() if t.is_mkldnn else t for t in side] for side in (old, new)]
+    if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(*dense, strict=True)):
+        shape = tuple(layer.weight.shape)
+        raise RuntimeError(
+            f"FASTRES_CHECK_FOLD: the folded weights of a convolution {shape} are stale: its parameters or statistics "
+            "were written in a way that PyTorch does not record. Call fastres.refresh(model) after such a write"
+        )
+
+
+def _use_on_current_stream(entry: _Entry, device: torch.device) -> None:
+    stream = torch.cuda.current_stream(device)
+    if stream.cuda_stream != entry.stream:
+        for tensor in entry.prepared:
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(stream)  # its memory must not be reused before this stream is done with it
+
+
+def _on_optimizer_step(*_: Any) -> None:
+    refresh()
+
+
+register_optimizer_step_post_hook(_on_optimizer_step)

@@ -1,0 +1,204 @@
+"""The ImageNet family of "Deep Residual Learning for Image Recognition", and its ResNeXt and wide relatives.
+
+Subclasses of torchvision's own classes: names, arguments, initialisation, weights and state dict are theirs. A forward
+is written in fused calls; table 1 of the paper is the list of classes at the end.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torchvision.models import resnet as tv
+
+from .. import fused
+from ..backends import registry
+
+
+class Carrier:
+    """Mixed into a module that carries the name of the backend its model asks for ("" for none)."""
+
+    backend_name: str = ""
+
+
+class BasicBlock(tv.BasicBlock, Carrier):
+    """Two 3x3 convolutions and a shortcut (figure 5, left). Arguments as torchvision's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        backend = self.backend_name
+        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
+        if self.downsample is None:
+            return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.relu, backend=backend)
+        return fused.projection(out, self.conv2, self.bn2, x, self.downsample, act=self.relu, backend=backend)
+
+    def residual_parts(self) -> fused.ResidualParts:
+        return fused.ResidualParts(
+            ((self.conv1, self.bn1), (self.conv2, self.bn2)),
+            self.downsample,
+            (self.relu,),
+        )
+
+
+class Bottleneck(tv.Bottleneck, Carrier):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (figure 5, right). Arguments as torchvision's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        backend = self.backend_name
+        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
+        out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.relu, backend=backend)
+        if self.downsample is None:
+            return fused.conv_bn_act(out, self.conv3, self.bn3, residual=x, act=self.relu, backend=backend)
+        return fused.projection(out, self.conv3, self.bn3, x, self.downsample, act=self.relu, backend=backend)
+
+    def residual_parts(self) -> fused.ResidualParts:
+        return fused.ResidualParts(
+            ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)),
+            self.downsample,
+            (self.relu,),
+        )
+
+
+class Stage(nn.Sequential, Carrier):
+    """Residual blocks in sequence, one operator for as many neighbours as may fuse."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fused.stage(x, self, backend=self.backend_name)
+
+
+class ResNet(tv.ResNet, Carrier):
+    """torchvision's `ResNet` with fused inference: the same constructor, plus `backend`.
+
+    Args:
+        block: `BasicBlock` or `Bottleneck` of this module, or torchvision's, which then run unfused.
+        layers: number of blocks in each of the four stages.
+        backend: name of the backend to run fused operators on; None lets fastres choose. Also a property.
+        *args, **kwargs: torchvision's, unchanged: `num_classes`, `zero_init_residual`, `groups`, `width_per_group`,
+            `replace_stride_with_dilation`, `norm_layer`.
+
+    Shape:
+        [N, 3, H, W], any size and layout, to [N, num_classes]. Convolutions run in channels_last.
+
+    Raises:
+        TypeError, ValueError: for an input of another type, rank, channel count, dtype or device.
+        BackendError: where the backend asked for cannot run.
+    """
+
+    def __init__(
+        self,
+        block: type[tv.BasicBlock | tv.Bottleneck],
+        layers: list[int],
+        *args: Any,
+        backend: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        registry.check_name(backend)
+        super().__init__(block, layers, *args, **kwargs)
+        self.backend = backend
+
+    @property
+    def backend(self) -> str | None:
+        """Name of the backend that this model asks for, or None."""
+        return self.backend_name or None
+
+    @backend.setter
+    def backend(self, name: str | None) -> None:
+        registry.check_name(name)
+        for module in self.modules():
+            if isinstance(module, Carrier):
+                module.backend_name = name or ""
+
+    def _make_layer(self, *args: Any, **kwargs: Any) -> Stage:
+        return Stage(*super()._make_layer(*args, **kwargs))
+
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        fused.check_input(x, self.conv1)
+        x = fused.stem(x, self.conv1, self.bn1, self.relu, self.maxpool, backend=self.backend_name)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        x = self.layer4(x)
+        return fused.head(x, self.avgpool, self.fc, backend=self.backend_name)
+
+
+class _Variant(ResNet):
+    """A row of the tables: called as torchvision's function of the same lower-case name.
+
+    Args:
+        weights: a member of `weights_enum`, its name ("DEFAULT", "IMAGENET1K_V2"), or None. Downloaded by torchvision.
+        progress: whether to show the download.
+        **kwargs: as `ResNet`; they take precedence over the row's own.
+    """
+
+    block: ClassVar[type[tv.BasicBlock | tv.Bottleneck]]
+    layers: ClassVar[tuple[int, int, int, int]]
+    arguments: ClassVar[dict[str, Any]] = {}
+    weights_enum: ClassVar[type[tv.WeightsEnum]]
+
+    def __init__(self, *, weights: Any = None, progress: bool = True, **kwargs: Any) -> None:
+        verified = self.weights_enum.verify(weights)
+        kwargs = {**self.arguments, **kwargs}
+        if verified is not None:
+            classes = len(verified.meta["categories"])
+            if kwargs.setdefault("num_classes", classes) != classes:
+                raise ValueError(f"num_classes: expected {classes}, that of {verified}, got {kwargs['num_classes']}")
+        super().__init__(self.block, list(self.layers), **kwargs)
+        if verified is not None:
+            self.load_state_dict(verified.get_state_dict(progress=progress, check_hash=True))
+
+
+class ResNet18(_Variant):
+    block, layers, weights_enum = BasicBlock, (2, 2, 2, 2), tv.ResNet18_Weights
+
+
+class ResNet34(_Variant):
+    block, layers, weights_enum = BasicBlock, (3, 4, 6, 3), tv.ResNet34_Weights
+
+
+class ResNet50(_Variant):
+    block, layers, weights_enum = Bottleneck, (3, 4, 6, 3), tv.ResNet50_Weights
+
+
+class ResNet101(_Variant):
+    block, layers, weights_enum = Bottleneck, (3, 4, 23, 3), tv.ResNet101_Weights
+
+
+class ResNet152(_Variant):
+    block, layers, weights_enum = Bottleneck, (3, 8, 36, 3), tv.ResNet152_Weights
+
+
+class ResNeXt50_32x4d(_Variant):
+    block, layers, weights_enum = Bottleneck, (3, 4, 6, 3), tv.ResNeXt50_32X4D_Weights
+    arguments: ClassVar[dict[str, Any]] = {"groups": 32, "width_per_group": 4}
+
+
+class ResNeXt101_32x8d(_Variant):
+    block, layers, weights_enum = Bottleneck, (3, 4, 23, 3), tv.ResNeXt101_32X8D_Weights
+    arguments: ClassVar[dict[str, Any]] = {"groups": 32, "width_per_group": 8}
+
+
+class ResNeXt101_64x4d(_Variant):
+    block, layers, weights_enum = Bottleneck, (3, 4, 23, 3), tv.ResNeXt101_64X4D_Weights
+    arguments: ClassVar[dict[str, Any]] = {"groups": 64, "width_per_group": 4}
+
+
+class WideResNet50_2(_Variant):
+    block, layers, weights_enum = Bottleneck, (3, 4, 6, 3), tv.Wide_ResNet50_2_Weights
+    arguments: ClassVar[dict[str, Any]] = {"width_per_group": 128}
+
+
+class WideResNet101_2(_Variant):
+    block, layers, weights_enum = Bottleneck, (3, 4, 23, 3), tv.Wide_ResNet101_2_Weights
+    arguments: ClassVar[dict[str, Any]] = {"width_per_group": 128}
+
+
+# torchvision's lower-case names.
+resnet18 = ResNet18
+resnet34 = ResNet34
+resnet50 = ResNet50
+resnet101 = ResNet101
+resnet152 = ResNet152
+resnext50_32x4d = ResNeXt50_32x4d
+resnext101_32x8d = ResNeXt101_32x8d
+resnext101_64x4d = ResNeXt101_64x4d
+wide_resnet50_2 = WideResNet50_2
+wide_resnet101_2 = WideResNet101_2

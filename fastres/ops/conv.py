@@ -1,0 +1,88 @@
+"""Operators of one convolution: `conv_bn_act`, `projection` and `stem`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import reference
+from ..backends.registry import Backend, resolve
+from ..layer import ConvBN
+from .library import channels_last_like, define
+
+# How a ConvBN is spelled in a schema, `p` being a prefix. Its order is ConvBN's.
+_CONV_BN = (
+    "Tensor {p}weight, Tensor? {p}bias, Tensor? {p}gamma, Tensor? {p}beta, Tensor {p}mean, Tensor {p}var, "
+    "Tensor? {p}steps, float {p}eps, int[2] {p}stride, int[2] {p}padding, int[2] {p}dilation, int {p}groups"
+)
+_FIELDS = len(ConvBN._fields)
+
+
+def conv_bn(*fields: Any) -> ConvBN:
+    weight, bias, gamma, beta, mean, var, steps, eps, stride, padding, dilation, groups = fields
+    return ConvBN(
+        weight, bias, gamma, beta, mean, var, steps, eps, tuple(stride), tuple(padding), tuple(dilation), groups
+    )
+
+
+def run_conv(
+    x: Tensor, layer: ConvBN, residual: Tensor | None, relu: bool, model_backend: str, overwrite: bool = False
+) -> Tensor:
+    layer.check(x)
+    if residual is not None and (residual.shape != layer.out_size(x) or residual.dtype != x.dtype):
+        expected = f"{tuple(layer.out_size(x))} of {x.dtype}"
+        raise ValueError(f"residual: expected {expected}, got {tuple(residual.shape)} of {residual.dtype}")
+    return resolve(x, layer, model_backend).conv(x, layer, relu, residual, overwrite)
+
+
+def run_projection(x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN, model_backend: str) -> Tensor:
+    layer.check(x)
+    shortcut.check(block_input)
+    if layer.out_size(x) != shortcut.out_size(block_input) or x.dtype != block_input.dtype:
+        got = f"{layer.out_size(x)} of {x.dtype} and {shortcut.out_size(block_input)} of {block_input.dtype}"
+        raise ValueError(f"x and block_input: expected both to give one output shape and dtype, got {got}")
+    branch_backend = resolve(x, layer, model_backend)
+    shortcut_backend = resolve(block_input, shortcut, model_backend)
+    if branch_backend is shortcut_backend:
+        return branch_backend.projection(x, layer, block_input, shortcut)
+    identity = shortcut_backend.conv(block_input, shortcut, relu=False)
+    return branch_backend.conv(x, layer, relu=True, residual=identity, overwrite=True)
+
+
+def run_stem(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, model_backend: str) -> Tensor:
+    layer.check(x)
+    backend: Backend = resolve(x, layer, model_backend)
+    return backend.stem(x, layer, kernel, stride, padding)
+
+
+def _pooled(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int) -> Tensor:
+    n, channels, *image = layer.out_size(x)
+    return channels_last_like(x, (n, channels, *((size + 2 * padding - kernel) // stride + 1 for size in image)))
+
+
+define(
+    f"conv_bn_act(Tensor x, {_CONV_BN.format(p='')}, Tensor? residual, bool relu, str backend) -> Tensor",
+    implementation=lambda x, *a: run_conv(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
+    fake=lambda x, *a: channels_last_like(x, conv_bn(*a[:_FIELDS]).out_size(x)),
+    reference=lambda x, *a: reference.conv_bn_act(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
+    activations=(0, 1 + _FIELDS),
+)
+define(
+    f"projection(Tensor x, {_CONV_BN.format(p='')}, "
+    f"Tensor block_input, {_CONV_BN.format(p='shortcut_')}, str backend) -> Tensor",
+    implementation=lambda x, *a: run_projection(
+        x, conv_bn(*a[:_FIELDS]), a[_FIELDS], conv_bn(*a[_FIELDS + 1 : -1]), a[-1]
+    ),
+    fake=lambda x, *a: channels_last_like(x, conv_bn(*a[:_FIELDS]).out_size(x)),
+    reference=lambda x, *a: reference.projection(x, conv_bn(*a[:_FIELDS]), a[_FIELDS], conv_bn(*a[_FIELDS + 1 : -1])),
+    activations=(0, 1 + _FIELDS),
+)
+define(
+    f"stem(Tensor x, {_CONV_BN.format(p='')}, "
+    "int pool_kernel, int pool_stride, int pool_padding, str backend) -> Tensor",
+    implementation=lambda x, *a: run_stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
+    fake=lambda x, *a: _pooled(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
+    reference=lambda x, *a: reference.stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
+    activations=(0,),
+)
