@@ -31,6 +31,7 @@ from .models.resnet import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
+from .optimize import OptimizationReport, optimize
 
 try:
     __version__ = _version("fastres")
@@ -41,6 +42,7 @@ __all__ = [
     "BackendError",
     "BasicBlock",
     "Bottleneck",
+    "OptimizationReport",
     "ResNeXt50_32x4d",
     "ResNeXt101_32x8d",
     "ResNeXt101_64x4d",
@@ -54,6 +56,7 @@ __all__ = [
     "WideResNet101_2",
     "backends",
     "explain",
+    "optimize",
     "refresh",
     "resnet18",
     "resnet34",

@@ -22,7 +22,7 @@ from . import ops as _ops  # registers torch.ops.fastres
 from .backends import registry
 from .layer import Block, ConvBN, flatten
 
-__all__ = ["ResidualParts", "check_input", "conv_bn", "conv_bn_act", "head", "projection", "stage", "stem"]
+__all__ = ["ResidualParts", "check_input", "conv_bn", "conv_bn_act", "head", "hooked", "projection", "stage", "stem"]
 
 _ = _ops
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
@@ -41,10 +41,17 @@ class ResidualParts(NamedTuple):
 # What may fuse ----------------------------------------------------------------------------------------------------
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether a hook is registered on this very module."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def _module_obstacle(module: nn.Module, kinds: tuple[type, ...]) -> str | None:
     if type(module) not in kinds:
         return f"{type(module).__name__} is not exactly {' or '.join(k.__name__ for k in kinds)}"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if hooked(module):
         return f"a hook is registered on {type(module).__name__}"
     if "forward" in module.__dict__:
         return f"the forward of this {type(module).__name__} was replaced"

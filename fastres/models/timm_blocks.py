@@ -1,0 +1,99 @@
+"""Counterparts of timm's ResNet and its blocks, to which `fastres.optimize` converts. Needs timm.
+
+Each is a subclass of timm's own class with the same attributes, so a conversion changes a module's class and nothing
+else. timm's blocks offer more than the paper's (squeeze and excitation, anti-aliasing, stochastic depth): `extras`
+names what keeps a block from being one, and then timm's own forward runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import resnet as timm
+from torch import Tensor, nn
+
+from .. import fused
+from .resnet import Carrier
+
+
+def extras(block: Any) -> str | None:
+    """What a timm block does beyond convolution, BatchNorm, activation and shortcut, or None."""
+    if block.se is not None:
+        return f"it has attention: {type(block.se).__name__}"
+    for name in ("aa", "drop_block", "drop_path"):
+        module = getattr(block, name)
+        if module is None or (type(module) is nn.Identity and not fused.hooked(module)):
+            continue
+        if name == "aa" or module.training or fused.hooked(module):  # the drop layers do nothing in evaluation
+            return f"it has {name}: {type(module).__name__}"
+    return None
+
+
+class BasicBlock(timm.BasicBlock, Carrier):
+    """timm's BasicBlock."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if extras(self):
+            return super().forward(x)
+        backend = self.backend_name
+        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
+        if self.downsample is None:
+            return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.act2, backend=backend)
+        return fused.projection(out, self.conv2, self.bn2, x, self.downsample, act=self.act2, backend=backend)
+
+    def residual_parts(self) -> fused.ResidualParts | None:
+        if extras(self):
+            return None
+        return fused.ResidualParts(
+            ((self.conv1, self.bn1), (self.conv2, self.bn2)),
+            self.downsample,
+            (self.act1, self.act2),
+        )
+
+
+class Bottleneck(timm.Bottleneck, Carrier):
+    """timm's Bottleneck."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if extras(self):
+            return super().forward(x)
+        backend = self.backend_name
+        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
+        out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.act2, backend=backend)
+        if self.downsample is None:
+            return fused.conv_bn_act(out, self.conv3, self.bn3, residual=x, act=self.act3, backend=backend)
+        return fused.projection(out, self.conv3, self.bn3, x, self.downsample, act=self.act3, backend=backend)
+
+    def residual_parts(self) -> fused.ResidualParts | None:
+        if extras(self):
+            return None
+        return fused.ResidualParts(
+            ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)),
+            self.downsample,
+            (self.act1, self.act2, self.act3),
+        )
+
+
+class ResNet(timm.ResNet, Carrier):
+    """timm's ResNet: the stem fused here, the stages by `fastres.models.resnet.Stage`, the head timm's own."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        if self.grad_checkpointing:
+            return super().forward_features(x)
+        deep, conv = _stem_convolutions(self.conv1)
+        fused.check_input(x, deep[0][0] if deep else conv)
+        for first_conv, bn, act in deep:
+            x = fused.conv_bn_act(x, first_conv, bn, act=act, backend=self.backend_name)
+        x = fused.stem(x, conv, self.bn1, self.act1, self.maxpool, backend=self.backend_name)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        return self.layer4(x)
+
+
+def _stem_convolutions(conv1: Any) -> tuple[list[Any], Any]:
+    """A deep stem as its first (conv, bn, act) triples and its last convolution; another stem is its convolution."""
+    if type(conv1) is nn.Sequential and len(conv1) == 7 and not fused.hooked(conv1):
+        layers = list(conv1)
+        return [layers[0:3], layers[3:6]], layers[6]
+    return [], conv1
