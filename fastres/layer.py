@@ -42,14 +42,10 @@ class ConvBN(NamedTuple):
 
     def out_size(self, x: Tensor) -> tuple[int, int, int, int]:
         """[N, Cout, P, Q] of the output for an input [N, Cin, H, W]."""
-        n, _, *image = x.shape
-        rows, cols = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                image, self.padding, self.dilation, self.weight.shape[2:], self.stride, strict=True
-            )
-        )
-        return n, self.weight.shape[0], rows, cols
+        n, _, height, width = x.shape
+        cout, _, r, s = self.weight.shape
+        (sh, sw), (ph, pw), (dh, dw) = self.stride, self.padding, self.dilation
+        return n, cout, (height + 2 * ph - dh * (r - 1) - 1) // sh + 1, (width + 2 * pw - dw * (s - 1) - 1) // sw + 1
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError unless `x` is a [N, Cin, H, W] tensor that this convolution accepts."""

@@ -1,0 +1,119 @@
+"""What may fuse: modules are read into `ConvBN`s, or the reason why they must be called one by one is given.
+
+Asked anew on every call, so that a hook added, a weight pruned or a mode switched between two forwards is respected.
+That is 53 times in a ResNet-50, so `read` looks at each attribute once, past nn.Module's attribute protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.modules import module as _module
+from torchvision.ops import FrozenBatchNorm2d
+
+from .layer import ConvBN
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+# Tensor: DataParallel's replicas, functional_call; FakeTensor: torch.export. Not DTensor, nor a quantised weight.
+_WEIGHTS = (nn.Parameter, Tensor, FakeTensor)
+
+
+def read(
+    x: Any, pairs: Iterable[tuple[nn.Module, nn.Module]], acts: Iterable[nn.Module | None] = ()
+) -> list[ConvBN] | str:
+    """The (convolution, BatchNorm) pairs as tensors and geometry, or a string: why they may not fuse on `x`."""
+    if isinstance(x, fx.Proxy):
+        return "the call is traced by torch.fx"
+    layers: list[ConvBN] = []
+    for conv, bn in pairs:
+        layer = _read_pair(conv, bn)
+        if isinstance(layer, str):
+            return layer
+        layers.append(layer)
+    for act in acts:
+        if act is not None and (why := module_obstacle(act, nn.ReLU)):
+            return why
+    if torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, *(t for layer in layers for t in layer.tensors()))
+    ):
+        return "gradients are recorded"
+    return call_obstacle() or layers
+
+
+def call_obstacle() -> str | None:
+    """Why nothing may fuse at present, whatever the modules, or None."""
+    if torch.compiler.is_compiling():
+        return None  # what follows are eager states that a compiled graph cannot be in
+    if torch.jit.is_tracing():
+        return "the call is traced by torch.jit"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if _module._has_any_global_hook():
+        return "a global module hook is registered"
+    return None
+
+
+def module_obstacle(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Why `module` must be called rather than read, or None: another type than `kind`, a hook, a replaced forward."""
+    if type(module) is not kind:
+        return f"{type(module).__name__} is not exactly {kind.__name__}"
+    if hooked(module):
+        return f"a hook is registered on {type(module).__name__}"
+    if "forward" in module.__dict__:
+        return f"the forward of this {type(module).__name__} was replaced"
+    return None
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a hook is registered on this very module."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def plain_weight(weight: Any) -> bool:
+    """Whether a parameter is an ordinary tensor, whose memory a kernel may read."""
+    return type(weight) in _WEIGHTS
+
+
+def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
+    if why := module_obstacle(conv, nn.Conv2d):
+        return why
+    kind = type(bn)
+    if kind not in BATCH_NORMS:
+        return f"{kind.__name__} is not exactly one of {', '.join(k.__name__ for k in BATCH_NORMS)}"
+    if why := module_obstacle(bn, kind):
+        return why
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return f"padding {conv.padding!r} in mode {conv.padding_mode!r}, not zeros of a given width"
+    if kind is not FrozenBatchNorm2d and bn.training:
+        return "BatchNorm is in training mode"
+    weight = _tensor(conv, conv._parameters, "weight")
+    if type(weight) not in _WEIGHTS:
+        return f"the weight is a {type(weight).__name__}"
+    mean, var = _tensor(bn, bn._buffers, "running_mean"), _tensor(bn, bn._buffers, "running_var")
+    if mean is None or var is None:
+        return "BatchNorm keeps no running statistics"
+    return ConvBN(
+        weight,
+        _tensor(conv, conv._parameters, "bias"),
+        _tensor(bn, bn._parameters, "weight"),
+        _tensor(bn, bn._parameters, "bias"),
+        mean,
+        var,
+        bn._buffers.get("num_batches_tracked"),
+        bn.eps,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+    )
+
+
+def _tensor(module: nn.Module, table: dict[str, Any], name: str) -> Any:
+    # Elsewhere than in the table: FrozenBatchNorm2d's buffers, and what DataParallel's replicas have.
+    return table[name] if name in table else getattr(module, name)
