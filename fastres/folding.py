@@ -4,8 +4,8 @@ In evaluation, BatchNorm is an affine map per channel and folds into the convolu
 
     scale = gamma / sqrt(var + eps);  weight' = weight * scale;  bias' = (bias - mean) * scale + beta
 
-Folded weights are cached so that a forward costs a look-up, and must never be stale. An entry is found by *which
-memory* its sources occupy and is valid while *their versions* stand:
+What is made of the folded weights is cached so that a forward costs a look-up, and must never be stale. An entry is
+found by *which memory* its sources occupy and is valid while *their versions* stand:
 
 - Identity is the storage's address plus the tensor's. The entry holds weak references to the storages, which keep an
   address from being reused while the entry lives without keeping the memory: a deleted model frees its weights, and
@@ -32,6 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .layer import ConvBN
 
+_CHECK = "FASTRES_CHECK_FOLD"
 MAX_ENTRIES = 4096  # 26 ResNet-152s; the oldest entry goes first
 
 Prepare = Callable[[Tensor, Tensor], Any]
@@ -39,8 +40,8 @@ Prepare = Callable[[Tensor, Tensor], Any]
 
 class _Entry(NamedTuple):
     sources: tuple[StorageWeakRef, ...]
-    stamp: tuple[int, ...]
-    prepared: Any
+    stamp: list[int]
+    made: Any
     stream: int  # the CUDA stream that made it; 0 elsewhere
 
 
@@ -67,26 +68,40 @@ def fold(layer: ConvBN, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def folded(layer: ConvBN, dtype: torch.dtype, recipe: Hashable, prepare: Prepare) -> Any:
-    """`prepare(*fold(layer, dtype))`, cached.
+    """`prepare(*fold(layer, dtype))`, cached: a tuple that holds all tensors made.
 
     `recipe` names the preparation (the backend, and what its packing depends on): entries of two recipes stand side
     by side. What `prepare` returns is shared between threads and must not be written.
     """
     sources = [t for t in layer.tensors() if t is not None]
+    return derived(sources, (recipe, dtype, layer.eps), lambda: prepare(*fold(layer, dtype)))
+
+
+def derived(
+    sources: list[Tensor], recipe: Hashable, make: Callable[[], Any], keep: Callable[[Any], bool] = lambda made: True
+) -> Any:
+    """`make()`, cached for as long as `sources` keep their values, unless `keep(made)` says no.
+
+    What is kept must not refer to a source: it would keep a deleted model's memory.
+    """
     try:
-        stamp = (_epoch, *[t._version for t in sources])
+        stamp = [t._version for t in sources]
     except RuntimeError:  # inference tensors keep no version: nothing would show a change
-        return _prepare(layer, dtype, prepare)
-    places = [(t.untyped_storage()._cdata, t.data_ptr()) for t in sources]
-    key = (recipe, dtype, layer.eps, layer.weight.shape, layer.weight.stride(), *places)
+        return _make(sources, make)
+    stamp.append(_epoch)
+    places = [t.untyped_storage()._cdata for t in sources] + [t.data_ptr() for t in sources]
+    key = (recipe, *places)
     entry = _entries.get(key)
     if entry is None or entry.stamp != stamp:
-        entry = _store(key, stamp, sources, _prepare(layer, dtype, prepare))
-    elif os.environ.get("FASTRES_CHECK_FOLD") == "1":
-        _check(entry, _prepare(layer, dtype, prepare), layer)
-    if layer.weight.is_cuda:
-        _use_on_current_stream(entry, layer.weight.device)
-    return entry.prepared
+        made = _make(sources, make)
+        if not keep(made):
+            return made
+        entry = _store(key, stamp, sources, made)
+    elif _CHECK in os.environ and os.environ[_CHECK] == "1":
+        _check(entry, _make(sources, make), sources)
+    if sources[0].is_cuda:
+        _use_on_current_stream(entry, sources[0].device)
+    return entry.made
 
 
 def refresh(model: torch.nn.Module | None = None) -> None:
@@ -102,19 +117,19 @@ def refresh(model: torch.nn.Module | None = None) -> None:
         _epoch += 1
 
 
-def _prepare(layer: ConvBN, dtype: torch.dtype, prepare: Prepare) -> Any:
+def _make(sources: list[Tensor], make: Callable[[], Any]) -> Any:
     # Ordinary tensors whatever mode the caller is in: the entry outlives it.
     with torch.inference_mode(False), torch.no_grad():
-        prepared = prepare(*fold(layer, dtype))
-    if layer.weight.is_cuda and not torch.cuda.is_current_stream_capturing():
-        torch.cuda.current_stream(layer.weight.device).synchronize()  # once a fold: any stream may read it from now on
-    return prepared
+        made = make()
+    if sources[0].is_cuda and not torch.cuda.is_current_stream_capturing():
+        torch.cuda.current_stream(sources[0].device).synchronize()  # once a fold: any stream may read it from now on
+    return made
 
 
-def _store(key: tuple[Hashable, ...], stamp: tuple[int, ...], sources: list[Tensor], prepared: Any) -> _Entry:
+def _store(key: tuple[Hashable, ...], stamp: list[int], sources: list[Tensor], made: Any) -> _Entry:
     storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in sources}
     stream = torch.cuda.current_stream(sources[0].device).cuda_stream if sources[0].is_cuda else 0
-    entry = _Entry(tuple(map(StorageWeakRef, storages.values())), stamp, prepared, stream)
+    entry = _Entry(tuple(map(StorageWeakRef, storages.values())), stamp, made, stream)
     with _lock:
         if key not in _entries:
             for old in [k for k, e in _entries.items() if any(ref.expired() for ref in e.sources)]:
@@ -125,24 +140,28 @@ def _store(key: tuple[Hashable, ...], stamp: tuple[int, ...], sources: list[Tens
     return entry
 
 
-def _check(entry: _Entry, fresh: Any, layer: ConvBN) -> None:
-    old = [t for t in entry.prepared if isinstance(t, Tensor)]
-    new = [t for t in fresh if isinstance(t, Tensor)]
-    dense = [[t.to_dense() if t.is_mkldnn else t for t in side] for side in (old, new)]
+def _tensors(made: Any) -> list[Tensor]:
+    """The tensors in a nest of tuples and lists."""
+    if isinstance(made, Tensor):
+        return [made]
+    return [t for part in made for t in _tensors(part)] if isinstance(made, tuple | list) else []
+
+
+def _check(entry: _Entry, fresh: Any, sources: list[Tensor]) -> None:
+    dense = [[t.to_dense() if t.is_mkldnn else t for t in _tensors(made)] for made in (entry.made, fresh)]
     if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(*dense, strict=True)):
-        shape = tuple(layer.weight.shape)
+        shape = tuple(sources[0].shape)
         raise RuntimeError(
-            f"FASTRES_CHECK_FOLD: the folded weights of a convolution {shape} are stale: its parameters or statistics "
-            "were written in a way that PyTorch does not record. Call fastres.refresh(model) after such a write"
+            f"{_CHECK}: the folded weights of a convolution {shape} are stale: its parameters or statistics were "
+            "written in a way that PyTorch does not record. Call fastres.refresh(model) after such a write"
         )
 
 
 def _use_on_current_stream(entry: _Entry, device: torch.device) -> None:
     stream = torch.cuda.current_stream(device)
     if stream.cuda_stream != entry.stream:
-        for tensor in entry.prepared:
-            if isinstance(tensor, Tensor):
-                tensor.record_stream(stream)  # its memory must not be reused before this stream is done with it
+        for tensor in _tensors(entry.made):
+            tensor.record_stream(stream)  # its memory must not be reused before this stream is done with it
 
 
 def _on_optimizer_step(*_: Any) -> None:

@@ -81,12 +81,10 @@ def plain_weight(weight: Any) -> bool:
 
 
 def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
-    if why := module_obstacle(conv, nn.Conv2d):
-        return why
     kind = type(bn)
     if kind not in BATCH_NORMS:
         return f"{kind.__name__} is not exactly one of {', '.join(k.__name__ for k in BATCH_NORMS)}"
-    if why := module_obstacle(bn, kind):
+    if why := module_obstacle(conv, nn.Conv2d) or module_obstacle(bn, kind):
         return why
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return f"padding {conv.padding!r} in mode {conv.padding_mode!r}, not zeros of a given width"

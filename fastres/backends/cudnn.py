@@ -7,6 +7,7 @@ projection shortcut) is cuDNN's convolution with bias. fastres has not yet run t
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,22 +47,21 @@ class CuDNN(Backend):
             return "an empty batch"
         return None
 
-    def conv(
-        self, x: Tensor, layer: ConvBN, relu: bool, residual: Tensor | None = None, overwrite: bool = False
-    ) -> Tensor:
-        def pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-            return weight.contiguous(memory_format=torch.channels_last), bias.to(weight.dtype)
-
-        weight, bias = folded(layer, x.dtype, self.name, pack)
-        x = x.contiguous(memory_format=torch.channels_last)
+    def prepare(self, x: Tensor, layer: ConvBN) -> tuple[Any, ...]:
         geometry = layer.stride, layer.padding, layer.dilation, layer.groups
-        if residual is not None:
-            residual = residual.contiguous(memory_format=torch.channels_last)
-        if relu and residual is not None:
-            y = torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
-        elif relu:
-            y = torch.cudnn_convolution_relu(x, weight, bias, *geometry)
-        else:
-            y = F.conv2d(x, weight, bias, *geometry)
-            y = y if residual is None else y + residual
-        return y.contiguous(memory_format=torch.channels_last)
+
+        def pack(weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
+            return weight.contiguous(memory_format=torch.channels_last), bias.to(weight.dtype), *geometry
+
+        return folded(layer, x.dtype, (self.name, *geometry), pack)
+
+    def conv(
+        self, x: Tensor, prepared: Any, relu: bool, residual: Tensor | None = None, overwrite: bool = False
+    ) -> Tensor:
+        if not relu:
+            y = F.conv2d(x, *prepared)
+            return y if residual is None else y + residual
+        if residual is None:
+            return torch.cudnn_convolution_relu(x, *prepared)
+        weight, bias, *geometry = prepared
+        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)

@@ -8,6 +8,7 @@ Of a residual only the in-place form is fused; the other copies the residual fir
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,27 +60,23 @@ class OneDNN(Backend):
             return "an empty batch"
         return None
 
-    def conv(
-        self, x: Tensor, layer: ConvBN, relu: bool, residual: Tensor | None = None, overwrite: bool = False
-    ) -> Tensor:
-        ops = torch.ops.mkldnn
-        x = x.contiguous(memory_format=torch.channels_last)
+    def prepare(self, x: Tensor, layer: ConvBN) -> tuple[Any, ...]:
         geometry = layer.padding, layer.stride, layer.dilation, layer.groups
 
-        def pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        def pack(weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
             weight = weight.contiguous(memory_format=torch.channels_last)
-            return ops._reorder_convolution_weight(weight, *geometry, x.shape), bias.to(weight.dtype)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, x.shape)
+            return packed, bias.to(weight.dtype), *geometry
 
-        weight, bias = folded(layer, x.dtype, (self.name, *geometry), pack)
+        return folded(layer, x.dtype, (self.name, *geometry), pack)
+
+    def conv(
+        self, x: Tensor, prepared: Any, relu: bool, residual: Tensor | None = None, overwrite: bool = False
+    ) -> Tensor:
+        ops = torch.ops.mkldnn
         if residual is None:
-            y = ops._convolution_pointwise(x, weight, bias, *geometry, "relu" if relu else "none", [], "")
-        else:
-            residual = residual.contiguous(memory_format=torch.channels_last)
-            unary = "relu" if relu else None
-            if overwrite:
-                y = ops._convolution_pointwise_.binary(
-                    residual, x, weight, bias, *geometry, "add", 1.0, unary, [], None
-                )
-            else:
-                y = ops._convolution_pointwise.binary(x, residual, weight, bias, *geometry, "add", 1.0, unary, [], None)
-        return y.contiguous(memory_format=torch.channels_last)
+            return ops._convolution_pointwise.default(x, *prepared, "relu" if relu else "none", [], "")
+        unary = "relu" if relu else None
+        if overwrite:
+            return ops._convolution_pointwise_.binary(residual, x, *prepared, "add", 1.0, unary, [], None)
+        return ops._convolution_pointwise.binary(x, residual, *prepared, "add", 1.0, unary, [], None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .. import reference
@@ -13,12 +12,15 @@ from .registry import Backend
 class Reference(Backend):
     name = "reference"
     note = "PyTorch's own operators, one after the other: the specification, not a fast path"
+    keeps_parameters = True
 
     def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
         return None
 
+    def prepare(self, x: Tensor, layer: ConvBN) -> ConvBN:
+        return layer
+
     def conv(
-        self, x: Tensor, layer: ConvBN, relu: bool, residual: Tensor | None = None, overwrite: bool = False
+        self, x: Tensor, prepared: ConvBN, relu: bool, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
-        y = reference.conv_bn_act(x, layer, residual, relu)
-        return y.contiguous(memory_format=torch.channels_last)
+        return reference.conv_bn_act(x, prepared, residual, relu)

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,13 +31,14 @@ class BackendError(RuntimeError):
 
 
 class Backend:
-    """Runs fused operators. A subclass gives `name`, the two questions and `conv`; the rest is composed of `conv`.
+    """Runs fused operators. A subclass gives `name`, the two questions, `prepare` and `conv`; the rest is composed.
 
-    Tensors are [N, C, H, W] of one floating dtype, any layout; outputs are new and dense in channels_last.
+    Tensors are [N, C, H, W] of one floating dtype, given dense in channels_last; results are new tensors.
     """
 
     name = ""
     note = ""  # what a user should know: numerics that differ from PyTorch's, hardware it was never run on
+    keeps_parameters = False  # whether what `prepare` returns refers to the model's own tensors, and so is not cached
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run on this machine, or None."""
@@ -45,17 +48,21 @@ class Backend:
         """Why this backend cannot run `layer` on `x`, or None."""
         raise NotImplementedError
 
+    def prepare(self, x: Tensor, layer: ConvBN) -> Any:
+        """What `conv` needs of `layer` for inputs like `x`: folded weights in its own layout, geometry. Cached."""
+        raise NotImplementedError
+
     def conv(
-        self, x: Tensor, layer: ConvBN, relu: bool, residual: Tensor | None = None, overwrite: bool = False
+        self, x: Tensor, prepared: Any, relu: bool, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
         """BatchNorm(conv(x)) + residual, then ReLU. With `overwrite`, the result may be written over `residual`."""
         raise NotImplementedError
 
-    def projection(self, x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN) -> Tensor:
-        return self.conv(x, layer, relu=True, residual=self.conv(block_input, shortcut, relu=False), overwrite=True)
+    def projection(self, x: Tensor, prepared: Any, block_input: Tensor, shortcut: Any) -> Tensor:
+        return self.conv(x, prepared, True, self.conv(block_input, shortcut, False), overwrite=True)
 
-    def stem(self, x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int) -> Tensor:
-        return F.max_pool2d(self.conv(x, layer, relu=True), kernel, stride, padding)
+    def stem(self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int) -> Tensor:
+        return F.max_pool2d(self.conv(x, prepared, True), kernel, stride, padding)
 
     def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return reference.head(x, weight, bias)
@@ -132,6 +139,16 @@ def requested(model_backend: str) -> str:
     if not name and (name := os.environ.get("FASTRES_BACKEND", "")):
         check_name(name, "FASTRES_BACKEND")
     return name or AUTO
+
+
+def switches() -> tuple[bool, bool]:
+    """PyTorch's own switches that a choice depends on, beside the name that was asked for and the problem."""
+    return torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+
+
+def is_recording() -> bool:
+    """Whether `explain` is listening."""
+    return _log.get() is not None
 
 
 def resolve(x: Tensor, layer: ConvBN, model_backend: str = "") -> Backend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import reference
@@ -18,6 +19,8 @@ _CONV_BN = (
 )
 _FIELDS = len(ConvBN._fields)
 
+Prepared = tuple[Backend, Any]
+
 
 def conv_bn(*fields: Any) -> ConvBN:
     weight, bias, gamma, beta, mean, var, steps, eps, stride, padding, dilation, groups = fields
@@ -26,34 +29,54 @@ def conv_bn(*fields: Any) -> ConvBN:
     )
 
 
-def run_conv(
-    x: Tensor, layer: ConvBN, residual: Tensor | None, relu: bool, model_backend: str, overwrite: bool = False
-) -> Tensor:
+def nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _conv(x: Tensor, layer: ConvBN, residual: Tensor | None, relu: bool, model_backend: str) -> Tensor:
     layer.check(x)
     if residual is not None and (residual.shape != layer.out_size(x) or residual.dtype != x.dtype):
         expected = f"{tuple(layer.out_size(x))} of {x.dtype}"
         raise ValueError(f"residual: expected {expected}, got {tuple(residual.shape)} of {residual.dtype}")
-    return resolve(x, layer, model_backend).conv(x, layer, relu, residual, overwrite)
+    backend = resolve(x, layer, model_backend)
+    return nhwc(backend.conv(nhwc(x), backend.prepare(x, layer), relu, None if residual is None else nhwc(residual)))
 
 
-def run_projection(x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN, model_backend: str) -> Tensor:
+def _projection(x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN, model_backend: str) -> Tensor:
     layer.check(x)
     shortcut.check(block_input)
     if layer.out_size(x) != shortcut.out_size(block_input) or x.dtype != block_input.dtype:
         got = f"{layer.out_size(x)} of {x.dtype} and {shortcut.out_size(block_input)} of {block_input.dtype}"
         raise ValueError(f"x and block_input: expected both to give one output shape and dtype, got {got}")
-    branch_backend = resolve(x, layer, model_backend)
-    shortcut_backend = resolve(block_input, shortcut, model_backend)
-    if branch_backend is shortcut_backend:
-        return branch_backend.projection(x, layer, block_input, shortcut)
-    identity = shortcut_backend.conv(block_input, shortcut, relu=False)
-    return branch_backend.conv(x, layer, relu=True, residual=identity, overwrite=True)
+    return nhwc(
+        run_projection(
+            nhwc(x),
+            prepared(x, layer, model_backend),
+            nhwc(block_input),
+            prepared(block_input, shortcut, model_backend),
+        )
+    )
 
 
-def run_stem(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, model_backend: str) -> Tensor:
+def _stem(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, model_backend: str) -> Tensor:
     layer.check(x)
-    backend: Backend = resolve(x, layer, model_backend)
-    return backend.stem(x, layer, kernel, stride, padding)
+    backend = resolve(x, layer, model_backend)
+    return nhwc(backend.stem(nhwc(x), backend.prepare(x, layer), kernel, stride, padding))
+
+
+def prepared(x: Tensor, layer: ConvBN, model_backend: str) -> Prepared:
+    """The backend that runs `layer` on `x`, and what it needs of it."""
+    backend = resolve(x, layer, model_backend)
+    return backend, backend.prepare(x, layer)
+
+
+def run_projection(x: Tensor, layer: Prepared, block_input: Tensor, shortcut: Prepared) -> Tensor:
+    """A projection block's end, on tensors dense in channels_last."""
+    backend, weights = layer
+    other, shortcut_weights = shortcut
+    if backend is other:
+        return backend.projection(x, weights, block_input, shortcut_weights)
+    return backend.conv(x, weights, True, nhwc(other.conv(block_input, shortcut_weights, False)), overwrite=True)
 
 
 def _pooled(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int) -> Tensor:
@@ -63,7 +86,7 @@ def _pooled(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int) ->
 
 define(
     f"conv_bn_act(Tensor x, {_CONV_BN.format(p='')}, Tensor? residual, bool relu, str backend) -> Tensor",
-    implementation=lambda x, *a: run_conv(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
+    implementation=lambda x, *a: _conv(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
     fake=lambda x, *a: channels_last_like(x, conv_bn(*a[:_FIELDS]).out_size(x)),
     reference=lambda x, *a: reference.conv_bn_act(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
     activations=(0, 1 + _FIELDS),
@@ -71,7 +94,7 @@ define(
 define(
     f"projection(Tensor x, {_CONV_BN.format(p='')}, "
     f"Tensor block_input, {_CONV_BN.format(p='shortcut_')}, str backend) -> Tensor",
-    implementation=lambda x, *a: run_projection(
+    implementation=lambda x, *a: _projection(
         x, conv_bn(*a[:_FIELDS]), a[_FIELDS], conv_bn(*a[_FIELDS + 1 : -1]), a[-1]
     ),
     fake=lambda x, *a: channels_last_like(x, conv_bn(*a[:_FIELDS]).out_size(x)),
@@ -81,7 +104,7 @@ define(
 define(
     f"stem(Tensor x, {_CONV_BN.format(p='')}, "
     "int pool_kernel, int pool_stride, int pool_padding, str backend) -> Tensor",
-    implementation=lambda x, *a: run_stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
+    implementation=lambda x, *a: _stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
     fake=lambda x, *a: _pooled(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
     reference=lambda x, *a: reference.stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
     activations=(0,),

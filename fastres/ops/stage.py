@@ -9,23 +9,63 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
+from ..backends import registry
+from ..folding import derived
 from ..layer import unflatten
-from .conv import run_conv, run_projection
+from .conv import Prepared, nhwc, prepared, run_projection
 from .library import channels_last_like, define
+
+# A block as it is run: the branch's convolutions, and the shortcut's if it is a projection.
+_Plan = list[tuple[list[Prepared], Prepared | None]]
 
 
 def _run(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], backend: str) -> Tensor:
+    x = nhwc(x)
     owned = False  # whether `x` was made in this call
-    for branch, shortcut in unflatten(tensors, spec, eps):
+    for branch, shortcut in _plan(x, tensors, spec, eps, backend):
         y = x
-        for layer in branch[:-1]:
-            y = run_conv(y, layer, None, True, backend)
+        for conv, weights in branch[:-1]:
+            y = conv.conv(y, weights, True)
         if shortcut is None:
-            x = run_conv(y, branch[-1], x, True, backend, overwrite=owned)
+            conv, weights = branch[-1]
+            x = conv.conv(y, weights, True, x, owned)
         else:
-            x = run_projection(y, branch[-1], x, shortcut, backend)
+            x = run_projection(y, branch[-1], x, shortcut)
         owned = True
-    return x
+    return nhwc(x)
+
+
+def _plan(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], backend: str) -> _Plan:
+    """The stage as backends and prepared weights: checked and resolved once, then one look-up for all its layers."""
+    name = registry.requested(backend)
+
+    def make() -> _Plan:
+        plan: _Plan = []
+        meta = x
+        for branch, shortcut in unflatten(tensors, spec, eps):
+            block_input, steps = meta, []
+            for layer in branch:
+                layer.check(meta)
+                steps.append(prepared(meta, layer, name))
+                meta = channels_last_like(x, layer.out_size(meta))
+            projected = None
+            if shortcut is not None:
+                shortcut.check(block_input)
+                projected = prepared(block_input, shortcut, name)
+            identity = block_input.shape if shortcut is None else shortcut.out_size(block_input)
+            if meta.shape != identity:
+                raise ValueError(f"a block's branch gives {tuple(meta.shape)}, its shortcut {tuple(identity)}")
+            plan.append((steps, projected))
+        return plan
+
+    def cacheable(plan: _Plan) -> bool:
+        steps = [step for branch, shortcut in plan for step in (*branch, shortcut) if step is not None]
+        return not any(backend.keeps_parameters for backend, _ in steps)
+
+    if registry.is_recording():
+        return make()
+    recipe = ("stage", x.shape, x.dtype, x.device, name, registry.switches(), tuple(spec), tuple(eps))
+    return derived(tensors, recipe, make, cacheable)
 
 
 def _fake(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], backend: str) -> Tensor:
