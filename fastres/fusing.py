@@ -82,36 +82,48 @@ def plain_weight(weight: Any) -> bool:
 
 def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
     kind = type(bn)
-    if kind not in BATCH_NORMS:
-        return f"{kind.__name__} is not exactly one of {', '.join(k.__name__ for k in BATCH_NORMS)}"
-    if why := module_obstacle(conv, nn.Conv2d) or module_obstacle(bn, kind):
-        return why
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        return f"padding {conv.padding!r} in mode {conv.padding_mode!r}, not zeros of a given width"
-    if kind is not FrozenBatchNorm2d and bn.training:
-        return "BatchNorm is in training mode"
-    weight = _tensor(conv, conv._parameters, "weight")
+    if (
+        kind not in BATCH_NORMS
+        or type(conv) is not nn.Conv2d
+        or conv._forward_hooks
+        or conv._forward_pre_hooks
+        or bn._forward_hooks
+        or bn._forward_pre_hooks
+        or (bn.training and kind is not FrozenBatchNorm2d)
+        or conv.padding_mode != "zeros"
+        or isinstance(conv.padding, str)
+        or "forward" in conv.__dict__
+        or "forward" in bn.__dict__
+        or conv._backward_hooks
+        or conv._backward_pre_hooks
+        or bn._backward_hooks
+        or bn._backward_pre_hooks
+    ):
+        return _why_not(conv, bn)
+    of_conv: dict[str, Any] = conv._parameters
+    of_bn: dict[str, Any] = bn._buffers
+    try:
+        weight, bias = of_conv["weight"], of_conv["bias"]
+        mean, var = of_bn["running_mean"], of_bn["running_var"]
+        steps = of_bn.get("num_batches_tracked")
+        of_bn = of_bn if kind is FrozenBatchNorm2d else bn._parameters
+        gamma, beta = of_bn["weight"], of_bn["bias"]
+    except KeyError:  # DataParallel's replicas have attributes instead
+        weight, bias, gamma, beta = conv.weight, conv.bias, bn.weight, bn.bias
+        mean, var, steps = bn.running_mean, bn.running_var, getattr(bn, "num_batches_tracked", None)
     if type(weight) not in _WEIGHTS:
         return f"the weight is a {type(weight).__name__}"
-    mean, var = _tensor(bn, bn._buffers, "running_mean"), _tensor(bn, bn._buffers, "running_var")
     if mean is None or var is None:
         return "BatchNorm keeps no running statistics"
-    return ConvBN(
-        weight,
-        _tensor(conv, conv._parameters, "bias"),
-        _tensor(bn, bn._parameters, "weight"),
-        _tensor(bn, bn._parameters, "bias"),
-        mean,
-        var,
-        bn._buffers.get("num_batches_tracked"),
-        bn.eps,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-    )
+    geometry: Any = conv.stride, conv.padding, conv.dilation, conv.groups
+    return ConvBN(weight, bias, gamma, beta, mean, var, steps, bn.eps, *geometry)
 
 
-def _tensor(module: nn.Module, table: dict[str, Any], name: str) -> Any:
-    # Elsewhere than in the table: FrozenBatchNorm2d's buffers, and what DataParallel's replicas have.
-    return table[name] if name in table else getattr(module, name)
+def _why_not(conv: Any, bn: Any) -> str:
+    if type(bn) not in BATCH_NORMS:
+        return f"{type(bn).__name__} is not exactly one of {', '.join(k.__name__ for k in BATCH_NORMS)}"
+    if why := module_obstacle(conv, nn.Conv2d) or module_obstacle(bn, type(bn)):
+        return why
+    if bn.training:
+        return "BatchNorm is in training mode"
+    return f"padding {conv.padding!r} in mode {conv.padding_mode!r}, not zeros of a given width"

@@ -32,10 +32,11 @@ class BasicBlock(tv.BasicBlock, Carrier):
         return fused.projection(out, self.conv2, self.bn2, x, self.downsample, act=self.relu, backend=backend)
 
     def residual_parts(self) -> fused.ResidualParts:
+        m = self._modules  # read on every call: past nn.Module's slow attribute protocol
         return fused.ResidualParts(
-            ((self.conv1, self.bn1), (self.conv2, self.bn2)),
-            self.downsample,
-            (self.relu,),
+            ((m["conv1"], m["bn1"]), (m["conv2"], m["bn2"])),
+            m.get("downsample"),
+            (m["relu"],),
         )
 
 
@@ -51,10 +52,11 @@ class Bottleneck(tv.Bottleneck, Carrier):
         return fused.projection(out, self.conv3, self.bn3, x, self.downsample, act=self.relu, backend=backend)
 
     def residual_parts(self) -> fused.ResidualParts:
+        m = self._modules  # read on every call: past nn.Module's slow attribute protocol
         return fused.ResidualParts(
-            ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)),
-            self.downsample,
-            (self.relu,),
+            ((m["conv1"], m["bn1"]), (m["conv2"], m["bn2"]), (m["conv3"], m["bn3"])),
+            m.get("downsample"),
+            (m["relu"],),
         )
 
 

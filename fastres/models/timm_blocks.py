@@ -44,10 +44,11 @@ class BasicBlock(timm.BasicBlock, Carrier):
     def residual_parts(self) -> fused.ResidualParts | None:
         if extras(self):
             return None
+        m = self._modules  # read on every call: past nn.Module's slow attribute protocol
         return fused.ResidualParts(
-            ((self.conv1, self.bn1), (self.conv2, self.bn2)),
-            self.downsample,
-            (self.act1, self.act2),
+            ((m["conv1"], m["bn1"]), (m["conv2"], m["bn2"])),
+            m.get("downsample"),
+            (m["act1"], m["act2"]),
         )
 
 
@@ -67,10 +68,11 @@ class Bottleneck(timm.Bottleneck, Carrier):
     def residual_parts(self) -> fused.ResidualParts | None:
         if extras(self):
             return None
+        m = self._modules  # read on every call: past nn.Module's slow attribute protocol
         return fused.ResidualParts(
-            ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)),
-            self.downsample,
-            (self.act1, self.act2, self.act3),
+            ((m["conv1"], m["bn1"]), (m["conv2"], m["bn2"]), (m["conv3"], m["bn3"])),
+            m.get("downsample"),
+            (m["act1"], m["act2"], m["act3"]),
         )
 
 
