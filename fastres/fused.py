@@ -15,10 +15,21 @@ from torch import Tensor, fx, nn
 
 from . import ops  # noqa: F401  registers torch.ops.fastres
 from .backends import registry
-from .fusing import call_obstacle, hooked, module_obstacle, plain_weight, read
+from .fusing import call_obstacle, hooked, module_obstacle, must_be_called, plain_weight, read
 from .layer import Block, flatten
 
-__all__ = ["ResidualParts", "check_input", "conv_bn", "conv_bn_act", "head", "hooked", "projection", "stage", "stem"]
+__all__ = [
+    "ResidualParts",
+    "check_input",
+    "conv_bn",
+    "conv_bn_act",
+    "head",
+    "hooked",
+    "must_be_called",
+    "projection",
+    "stage",
+    "stem",
+]
 
 
 class ResidualParts(NamedTuple):
@@ -217,7 +228,7 @@ def _runs(x: Any, blocks: Iterable[nn.Module]) -> Iterator[nn.Module | list[Bloc
 
 def _read_block(x: Any, module: nn.Module) -> Block | None:
     describe = getattr(module, "residual_parts", None)
-    if describe is None or module_obstacle(module, type(module)):
+    if describe is None or must_be_called(module):
         return None
     parts: ResidualParts | None = describe()
     if parts is None:

@@ -68,6 +68,11 @@ def module_obstacle(module: nn.Module, kind: type[nn.Module]) -> str | None:
     return None
 
 
+def must_be_called(module: nn.Module) -> bool:
+    """Whether reading `module`'s children instead of calling it would miss a hook or a replaced forward."""
+    return module_obstacle(module, type(module)) is not None
+
+
 def hooked(module: nn.Module) -> bool:
     """Whether a hook is registered on this very module."""
     return bool(

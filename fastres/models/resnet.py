@@ -6,6 +6,7 @@ is written in fused calls; table 1 of the paper is the list of classes at the en
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -67,6 +68,15 @@ class Stage(nn.Sequential, Carrier):
         return fused.stage(x, self, backend=self.backend_name)
 
 
+def blocks_of(*stages: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of consecutive stages, to run as one; a stage with a hook, or of another class, stays itself."""
+    for stage in stages:
+        if type(stage) is Stage and not fused.must_be_called(stage):
+            yield from stage
+        else:
+            yield stage
+
+
 class ResNet(tv.ResNet, Carrier):
     """torchvision's `ResNet` with fused inference: the same constructor, plus `backend`.
 
@@ -115,10 +125,7 @@ class ResNet(tv.ResNet, Carrier):
     def _forward_impl(self, x: Tensor) -> Tensor:
         fused.check_input(x, self.conv1)
         x = fused.stem(x, self.conv1, self.bn1, self.relu, self.maxpool, backend=self.backend_name)
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        x = self.layer4(x)
+        x = fused.stage(x, blocks_of(self.layer1, self.layer2, self.layer3, self.layer4), backend=self.backend_name)
         return fused.head(x, self.avgpool, self.fc, backend=self.backend_name)
 
 

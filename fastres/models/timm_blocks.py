@@ -13,7 +13,7 @@ from timm.models import resnet as timm
 from torch import Tensor, nn
 
 from .. import fused
-from .resnet import Carrier
+from .resnet import Carrier, blocks_of
 
 
 def extras(block: Any) -> str | None:
@@ -87,10 +87,8 @@ class ResNet(timm.ResNet, Carrier):
         for first_conv, bn, act in deep:
             x = fused.conv_bn_act(x, first_conv, bn, act=act, backend=self.backend_name)
         x = fused.stem(x, conv, self.bn1, self.act1, self.maxpool, backend=self.backend_name)
-        x = self.layer1(x)
-        x = self.layer2(x)
-        x = self.layer3(x)
-        return self.layer4(x)
+        stages = blocks_of(self.layer1, self.layer2, self.layer3, self.layer4)
+        return fused.stage(x, stages, backend=self.backend_name)
 
 
 def _stem_convolutions(conv1: Any) -> tuple[list[Any], Any]:
