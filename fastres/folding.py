@@ -7,9 +7,9 @@ In evaluation, BatchNorm is an affine map per channel and folds into the convolu
 What is made of the folded weights is cached so that a forward costs a look-up, and must never be stale. An entry is
 found by *which memory* its sources occupy and is valid while *their versions* stand:
 
-- Identity is the storage's address plus the tensor's. The entry holds weak references to the storages, which keep an
-  address from being reused while the entry lives without keeping the memory: a deleted model frees its weights, and
-  the entry goes with the next sweep.
+- Identity is the tensor's address, and for all but vectors the storage's. The entry holds weak references to the
+  storages, which keep a storage's address from being reused without keeping its memory: a deleted model frees its
+  weights, and the entry goes with the next sweep. Vectors are held outright: they are small, and many.
 - Validity is every source's `_version`, `num_batches_tracked`'s included (BatchNorm's training forward moves the
   running statistics without moving their own versions), and an epoch that every `torch.optim` step bumps (fused
   optimizers write parameters without moving versions).
@@ -33,6 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .layer import ConvBN
 
 _CHECK = "FASTRES_CHECK_FOLD"
+MAX_HELD_BYTES = 1 << 16  # a vector in a larger storage may be a view of a whole model's parameters
 MAX_ENTRIES = 4096  # 26 ResNet-152s; the oldest entry goes first
 
 Prepare = Callable[[Tensor, Tensor], Any]
@@ -40,6 +41,8 @@ Prepare = Callable[[Tensor, Tensor], Any]
 
 class _Entry(NamedTuple):
     sources: tuple[StorageWeakRef, ...]
+    watched: tuple[StorageWeakRef, ...]  # those of vectors too large to hold; looked at on every hit
+    held: tuple[Tensor, ...]  # aliases of the other vectors, so that their addresses stay theirs
     stamp: list[int]
     made: Any
     stream: int  # the CUDA stream that made it; 0 elsewhere
@@ -89,10 +92,11 @@ def derived(
     except RuntimeError:  # inference tensors keep no version: nothing would show a change
         return _make(sources, make)
     stamp.append(_epoch)
-    places = [t.untyped_storage()._cdata for t in sources] + [t.data_ptr() for t in sources]
+    places = [t.data_ptr() for t in sources]
+    places += [t.untyped_storage()._cdata for t in sources if t.dim() != 1]
     key = (recipe, *places)
     entry = _entries.get(key)
-    if entry is None or entry.stamp != stamp:
+    if entry is None or entry.stamp != stamp or any(ref.expired() for ref in entry.watched):
         made = _make(sources, make)
         if not keep(made):
             return made
@@ -127,9 +131,12 @@ def _make(sources: list[Tensor], make: Callable[[], Any]) -> Any:
 
 
 def _store(key: tuple[Hashable, ...], stamp: list[int], sources: list[Tensor], made: Any) -> _Entry:
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in sources}
+    vectors = [t for t in sources if t.dim() == 1]
+    held = tuple(t.detach() for t in vectors if t.untyped_storage().nbytes() <= MAX_HELD_BYTES)
+    watched = _references([t for t in vectors if t.untyped_storage().nbytes() > MAX_HELD_BYTES])
+    references = _references([t for t in sources if t.dim() != 1]) + watched
     stream = torch.cuda.current_stream(sources[0].device).cuda_stream if sources[0].is_cuda else 0
-    entry = _Entry(tuple(map(StorageWeakRef, storages.values())), stamp, made, stream)
+    entry = _Entry(references, watched, held, stamp, made, stream)
     with _lock:
         if key not in _entries:
             for old in [k for k, e in _entries.items() if any(ref.expired() for ref in e.sources)]:
@@ -138,6 +145,11 @@ def _store(key: tuple[Hashable, ...], stamp: list[int], sources: list[Tensor], m
                 del _entries[next(iter(_entries))]
         _entries[key] = entry
     return entry
+
+
+def _references(tensors: list[Tensor]) -> tuple[StorageWeakRef, ...]:
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+    return tuple(map(StorageWeakRef, storages.values()))
 
 
 def _tensors(made: Any) -> list[Tensor]:

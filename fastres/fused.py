@@ -40,6 +40,14 @@ class ResidualParts(NamedTuple):
     acts: tuple[nn.Module, ...]
 
 
+def _call(operator: Any, *args: Any) -> Tensor:
+    """The operator, past its autograd rule: the fused path is taken only where no gradient is recorded."""
+    if torch.compiler.is_compiling():
+        return operator(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*args)
+
+
 def _plain(conv: nn.Module, x: Any, why: str) -> None:
     """Tells `explain` that `conv` runs unfused."""
     if not torch.compiler.is_compiling() and not isinstance(x, fx.Proxy):
@@ -78,7 +86,7 @@ def conv_bn(x: Tensor, conv: nn.Module, bn: nn.Module, *, backend: str = "") -> 
         _plain(conv, x, layers)
         return bn(conv(x))
     _check_dtype(x, conv)
-    return torch.ops.fastres.conv_bn_act(x, *layers[0], None, False, backend)
+    return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0], None, False, backend)
 
 
 def conv_bn_act(
@@ -107,7 +115,7 @@ def conv_bn_act(
             y += residual
         return F.relu(y) if act is None else act(y)
     _check_dtype(x, conv)
-    return torch.ops.fastres.conv_bn_act(x, *layers[0], residual, True, backend)
+    return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0], residual, True, backend)
 
 
 def projection(
@@ -130,7 +138,7 @@ def projection(
         if not isinstance(layers, str):
             _check_dtype(x, conv)
             block_input = block_input if pool is None else pool(block_input)
-            return torch.ops.fastres.projection(x, *layers[0], block_input, *layers[1], backend)
+            return _call(torch.ops.fastres.projection.default, x, *layers[0], block_input, *layers[1], backend)
     layers = read(x, [(conv, bn)], (act,))
     if not isinstance(layers, str):
         return conv_bn_act(x, conv, bn, _downsample(block_input, downsample, shortcut), act=act, backend=backend)
@@ -166,7 +174,7 @@ def stem(x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module, maxpool: Any
         return maxpool(conv_bn_act(x, conv, bn, act=act, backend=backend))
     _check_dtype(x, conv)
     pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
-    return torch.ops.fastres.stem(x, *layers[0], *pool, backend)
+    return _call(torch.ops.fastres.stem.default, x, *layers[0], *pool, backend)
 
 
 def _is_square_max_pool(pool: Any) -> bool:
@@ -192,7 +200,7 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
         and (x.dtype == fc.weight.dtype or torch.is_autocast_enabled(x.device.type))
     )
     if fusable:
-        return torch.ops.fastres.head(x, fc.weight, fc.bias, backend)
+        return _call(torch.ops.fastres.head.default, x, fc.weight, fc.bias, backend)
     return fc(torch.flatten(avgpool(x), 1))
 
 
@@ -206,7 +214,7 @@ def stage(x: Tensor, blocks: Iterable[nn.Module], *, backend: str = "") -> Tenso
             x = run(x)
         else:
             _check_dtype(x, run[0].branch[0])
-            x = torch.ops.fastres.stage(x, *flatten(run), backend)
+            x = _call(torch.ops.fastres.stage.default, x, *flatten(run), backend)
     return x
 
 
