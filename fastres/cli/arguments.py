@@ -14,8 +14,8 @@ from ..models import resnet
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def models() -> dict[str, type[resnet.ResNet]]:
-    """The models that a command takes, by torchvision's lower-case names."""
+def models() -> dict[str, type[Any]]:
+    """The classes of models that a command takes, by torchvision's lower-case names."""
     variants = vars(resnet).items()
     return {
         name: value
