@@ -98,6 +98,11 @@ def backends() -> dict[str, str | None]:
     return {name: backend.unavailable() for name, backend in _registered.items()}
 
 
+def notes() -> dict[str, str]:
+    """What a user should know about each backend: numerics that differ, hardware it was never run on; or ""."""
+    return {name: backend.note for name, backend in _registered.items()}
+
+
 def check_name(name: str | None, argument: str = "backend") -> str | None:
     """Raises ValueError unless `name` is None, "auto" or a backend's name."""
     if name is not None and name != AUTO and name not in _registered:
