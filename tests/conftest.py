@@ -1,0 +1,66 @@
+"""What every test shares: one thread, a fixed seed, no network, and a visible list of what needs a GPU."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+
+import fastres
+
+torch.set_num_threads(1)  # the images are small: a second thread would mostly wait for the first
+hypothesis.settings.register_profile("fastres", deadline=None, derandomize=True, database=None, print_blob=True)
+hypothesis.settings.load_profile("fastres")
+
+_without_gpu: list[str] = []
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if needs_gpu:
+        _without_gpu.extend(item.nodeid for item in needs_gpu)
+        config.hook.pytest_deselected(items=needs_gpu)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if _without_gpu:
+        terminalreporter.section(f"{len(_without_gpu)} tests not run: they need an NVIDIA GPU")
+        for name in _without_gpu:
+            terminalreporter.line(name)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_requested_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTRES_BACKEND", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that would download fails, in this process at least."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(params=[name for name, reason in fastres.backends().items() if reason is None])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend that can run on this machine, in force for the test."""
+    with fastres.use_backend(request.param):
+        yield request.param

@@ -1,0 +1,70 @@
+"""The one rule by which a result is right.
+
+The oracle is float64 on the CPU. A result passes if its largest error is at most twice that of PyTorch's own operators
+in the same dtype on the same inputs, plus one ulp of the largest value. NaN and infinities must stand where PyTorch's
+stand.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def to_oracle(value: Any) -> Any:
+    """A float64 copy on the CPU of a tensor, a module, or a nest of them; everything else is itself."""
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).to("cpu", torch.float64)
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", torch.float64) if value.is_floating_point() else value.detach().cpu()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_oracle(v) for v in value))
+    if isinstance(value, list | tuple):
+        return type(value)(to_oracle(v) for v in value)
+    return value
+
+
+def assert_right(result: Tensor, plain: Tensor, oracle: Tensor, what: str = "result") -> None:
+    """Fails unless `result` keeps the rule; `plain` is PyTorch's result in the same dtype, `oracle` the float64 one."""
+    assert result.shape == plain.shape == oracle.shape, f"{what}: {result.shape}, expected {plain.shape}"
+    assert result.dtype == plain.dtype, f"{what}: {result.dtype}, expected {plain.dtype}"
+    assert oracle.dtype == torch.float64
+    if not result.numel():
+        return
+    result64, plain64 = result.detach().cpu().double(), plain.detach().cpu().double()
+    assert torch.equal(result64.isnan(), plain64.isnan()), f"{what}: NaN stands elsewhere than PyTorch's"
+    infinite = plain64.isinf()
+    assert torch.equal(result64.isinf(), infinite), f"{what}: infinities stand elsewhere than PyTorch's"
+    assert torch.equal(result64[infinite], plain64[infinite]), f"{what}: an infinity has the other sign"
+    finite = plain64.isfinite() & oracle.isfinite()
+    if not finite.any():
+        return
+    exact = oracle[finite]
+    error = (result64[finite] - exact).abs().max().item()
+    own = (plain64[finite] - exact).abs().max().item()
+    allowed = 2 * own + torch.finfo(result.dtype).eps * exact.abs().max().item()
+    assert error <= allowed, f"{what}: error {error:.3e} > {allowed:.3e} allowed (PyTorch's own is {own:.3e})"
+
+
+def assert_same_function(fast: Callable[..., Any], plain: Callable[..., Any], *inputs: Any) -> None:
+    """Fails unless `fast(*inputs)` keeps the rule against `plain` (a module or a function of its inputs alone).
+
+    A result may be a tensor, or a dict or sequence of tensors.
+    """
+    with torch.no_grad():
+        result, expected = fast(*inputs), plain(*inputs)
+        oracle = to_oracle(plain)(*to_oracle(list(inputs)))
+    for name, got in _named(result).items():
+        assert_right(got, _named(expected)[name], _named(oracle)[name], name)
+    assert _named(result).keys() == _named(expected).keys()
+
+
+def _named(value: Any) -> dict[str, Tensor]:
+    if isinstance(value, Tensor):
+        return {"result": value}
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    return {f"{key}.{name}": tensor for key, part in pairs for name, tensor in _named(part).items()}
