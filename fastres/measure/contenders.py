@@ -1,0 +1,188 @@
+"""Who is measured: ways to run one torchvision ResNet, each at its best settings.
+
+A contender's name is one of `NAMES`, `fastres:BACKEND`, or `module:function` of a function of your own with the
+signature of `Build`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import optimize
+from ..backends import registry
+from .workload import Workload
+
+Forward = Callable[[], Tensor]
+Build = Callable[[nn.Module, Tensor], Forward]  # a model in evaluation mode and its input, both NCHW and on the device
+
+FASTRES = "fastres"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run a model: `build` makes a forward of it, `unavailable` says why there can be none, or None.
+
+    `needs` are the packages that it imports.
+    """
+
+    name: str
+    what: str
+    build: Build
+    needs: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    sees_tensors: bool = True  # whether its memory comes from PyTorch's allocators
+
+    def unavailable(self, workload: Workload) -> str | None:
+        missing = [name for name in self.needs if find_spec(name) is None]
+        if missing:
+            return f"not installed: {', '.join(missing)}"
+        if workload.device.type not in self.devices:
+            return f"runs on {' and '.join(self.devices)} only"
+        if workload.dtype not in self.dtypes:
+            return f"set up for {' and '.join(str(d).removeprefix('torch.') for d in self.dtypes)} only"
+        return None
+
+
+def channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    return model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _eager(model: nn.Module, x: Tensor) -> Forward:
+    return lambda: model(x)
+
+
+def _eager_channels_last(model: nn.Module, x: Tensor) -> Forward:
+    return _eager(*channels_last(model, x))
+
+
+def _fastres(backend: str | None) -> Build:
+    def build(model: nn.Module, x: Tensor) -> Forward:
+        return _eager(*channels_last(optimize(model, backend=backend), x))
+
+    return build
+
+
+def _compile(freezing: bool = False, **options: Any) -> Build:
+    def build(model: nn.Module, x: Tensor) -> Forward:
+        import torch._inductor.config as inductor
+
+        model, x = channels_last(model, x)
+        compiled = torch.compile(model, dynamic=False, **options)
+        with inductor.patch(freezing=freezing), torch.no_grad():
+            compiled(x)  # compiles, so that the setting holds
+        return lambda: compiled(x)
+
+    return build
+
+
+def _captured(build: Build) -> Build:
+    """`build`'s forward as a CUDA graph: no time of the host's."""
+
+    def build_graph(model: nn.Module, x: Tensor) -> Forward:
+        forward = build(model, x)
+        stream = torch.cuda.Stream(x.device)
+        stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # lazy initialisation, autotuning and folding happen outside the capture
+                forward()
+        torch.cuda.current_stream(x.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = forward()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return y
+
+        return replay
+
+    return build_graph
+
+
+def _onnxruntime(model: nn.Module, x: Tensor) -> Forward:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads spin inside a run, but not after it, into another contender's turn.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that needs no package beside onnx calls itself legacy
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], output_names=["y"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    image = x.numpy()
+    return lambda: torch.from_numpy(session.run(None, {"x": image})[0])
+
+
+def _openvino(model: nn.Module, x: Tensor) -> Forward:
+    import openvino
+
+    compiled = openvino.compile_model(
+        openvino.convert_model(model, example_input=x, input=[("x", list(x.shape))]),
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "f32",  # its own choice is bfloat16 where the processor has it
+        },
+    )
+    request = compiled.create_infer_request()
+    image = x.numpy()
+    return lambda: torch.from_numpy(request.infer([image], share_inputs=True)[0])
+
+
+_FP32 = (torch.float32,)
+_ALL = (
+    Contender(FASTRES, "fastres, backends chosen by itself or by --backend", _fastres(None)),
+    Contender("eager", "torchvision, NCHW", _eager),
+    Contender("eager-channels-last", "torchvision, channels_last", _eager_channels_last),
+    Contender("compile", "torch.compile, channels_last", _compile()),
+    Contender("compile-freezing", "torch.compile with constant weights", _compile(freezing=True)),
+    Contender("compile-max-autotune", "torch.compile that tunes", _compile(mode="max-autotune")),
+    Contender("fastres-graph", "fastres in a CUDA graph", _captured(_fastres(None)), devices=("cuda",)),
+    Contender("eager-graph", "channels_last in a CUDA graph", _captured(_eager_channels_last), devices=("cuda",)),
+    Contender(
+        "onnxruntime",
+        "ONNX Runtime",
+        _onnxruntime,
+        needs=("onnx", "onnxruntime"),
+        devices=("cpu",),
+        dtypes=_FP32,
+        sees_tensors=False,
+    ),
+    Contender(
+        "openvino", "OpenVINO", _openvino, needs=("openvino",), devices=("cpu",), dtypes=_FP32, sees_tensors=False
+    ),
+)
+_BY_NAME = {contender.name: contender for contender in _ALL}
+NAMES = tuple(_BY_NAME)
+
+
+def get(name: str) -> Contender:
+    """The contender of this name. Raises ValueError, naming the choices, where there is none."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix == FASTRES:
+        registry.check_name(rest)
+        return Contender(name, f"fastres on backend {rest}", _fastres(rest))
+    if colon:
+        try:
+            return Contender(name, "your own", getattr(importlib.import_module(prefix), rest))
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"contender {name!r} cannot be imported: {error}") from error
+    raise ValueError(
+        f"unknown contender {name!r}, expected one of {', '.join(NAMES)}, fastres:BACKEND, or module:function"
+    )

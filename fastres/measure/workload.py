@@ -1,0 +1,128 @@
+"""What contenders are measured on: a seeded torchvision ResNet and a batch of photographs, the same in every process.
+
+Weights are random, since nothing is downloaded; BatchNorm is calibrated on the images, so that activations stay in
+range at any depth, and then randomised, negative and zero factors included: a fold that drops a term fails parity.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F
+
+from ..data import photo
+
+DISTINCT = 8  # images that differ; larger batches repeat them, so that the oracle's cost stays bounded
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, per channel, of images in [0, 1]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model's forward: torchvision's name of the model, and a [batch, 3, size, size] input of `dtype` on `device`."""
+
+    model: str
+    batch: int
+    size: int = 224
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  immutable
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Material:
+    """A workload made concrete: the model's state dict in its dtype, the input, and what the output should be.
+
+    All tensors are on the CPU. `expected64` is the oracle's output and `baseline` that of PyTorch's own eager forward
+    on the workload's device, both [batch, 1000].
+    """
+
+    workload: Workload
+    state: dict[str, Tensor]
+    x: Tensor
+    expected64: Tensor
+    baseline: Tensor
+
+    def model(self) -> nn.Module:
+        """torchvision's model in evaluation mode on the workload's device, in NCHW."""
+        with torch.device("meta"):
+            model = torchvision.models.get_model(self.workload.model)
+        model.load_state_dict(self.state, assign=True)
+        return model.eval().requires_grad_(False).to(self.workload.device)
+
+    def save(self, path: Path) -> None:
+        torch.save(vars(self), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Material:
+        fields: dict[str, Any] = torch.load(path, weights_only=False)
+        return cls(**fields)
+
+
+def prepare(workload: Workload) -> Material:
+    """Makes the weights, the images, the oracle's output and PyTorch's. Raises what PyTorch raises on the workload."""
+    model, expected = _foundation(workload.model, workload.size, workload.dtype, workload.seed)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = images(workload.batch, workload.size).to(workload.dtype)
+    expected = expected.repeat(workload.batch // DISTINCT + 1, 1)[: workload.batch]
+    material = Material(workload, state, x, expected, torch.empty(0))
+    with torch.inference_mode():
+        baseline = material.model()(x.to(workload.device)).cpu()
+    return replace(material, baseline=baseline)
+
+
+@lru_cache(maxsize=1)
+def _foundation(name: str, size: int, dtype: torch.dtype, seed: int) -> tuple[nn.Module, Tensor]:
+    """The model in `dtype` on the CPU, and the oracle's outputs for the DISTINCT images: shared by all batch sizes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = torchvision.models.get_model(name)
+        _calibrate(model, images(2, size))
+        _randomise(model)
+    model.eval().requires_grad_(False).to(dtype)
+    with torch.inference_mode():
+        expected = copy.deepcopy(model).double()(images(DISTINCT, size).to(dtype).double())
+    return model, expected
+
+
+def images(batch: int, size: int) -> Tensor:
+    """[batch, 3, size, size], normalised, float32, NCHW: the photograph, cropped anew for each of DISTINCT images."""
+    picture = F.to_dtype(F.to_image(photo()), torch.float32, scale=True)
+    height, width = picture.shape[1:]
+    side = min(height, width) * 3 // 4
+    crops = []
+    for i in range(min(batch, DISTINCT)):
+        top, left = (height - side) * (i % 3) // 2, (width - side) * i // (DISTINCT - 1)
+        crop = F.resized_crop(picture, top, left, side, side, [size, size], antialias=True)
+        crops.append(F.normalize(crop, list(MEAN), list(STD)))
+    return torch.stack(crops).repeat(batch // DISTINCT + 1, 1, 1, 1)[:batch].contiguous()
+
+
+def _calibrate(model: nn.Module, x: Tensor) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    for norm in norms:
+        norm.momentum = 0.1
+
+
+def _randomise(model: nn.Module) -> None:
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        spread = norm.running_var.sqrt()
+        norm.running_mean += 0.2 * spread * torch.randn_like(spread)
+        norm.running_var *= torch.empty_like(spread).uniform_(0.7, 1.4)
+        sign = torch.where(torch.rand_like(spread) < 0.1, -1.0, 1.0)
+        with torch.no_grad():
+            norm.weight.copy_(sign * torch.empty_like(spread).uniform_(0.5, 1.2))
+            norm.weight[:: max(1, len(norm.weight) // 4)] = 0.0
+            norm.bias.normal_(0.0, 0.2)
