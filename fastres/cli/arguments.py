@@ -41,12 +41,11 @@ def dtype(text: str) -> torch.dtype:
 
 def backend(text: str) -> str:
     """The name of a backend that is available on this machine, or "auto"."""
-    try:
-        registry.check_name(text, "name")
-        if text != registry.AUTO:
-            registry.get(text)
-    except (ValueError, registry.BackendError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    known = {registry.AUTO: None, **registry.backends()}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"unknown backend {text!r}, expected one of {', '.join(known)}")
+    if why := known[text]:
+        raise argparse.ArgumentTypeError(f"backend {text!r} is not available: {why}")
     return text
 
 

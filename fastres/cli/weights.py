@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
@@ -79,7 +82,8 @@ def load(weights: Weights, backend: str | None) -> ResNet:
 
 def _downloaded(member: WeightsEnum) -> Mapping[str, Tensor]:
     try:
-        return member.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+        with redirect_stdout(sys.stderr):  # torch.hub tells of the download where our results go
+            return member.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
     except URLError as error:
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         raise CommandError(
@@ -95,7 +99,9 @@ def _downloaded(member: WeightsEnum) -> Mapping[str, Tensor]:
 def _read(path: str) -> Mapping[str, Tensor]:
     """The state dict in a checkpoint, unwrapped, without the prefixes of wrappers."""
     try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old formats; what cannot be read raises
+            data: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CommandError(f"cannot read {path!r}: {error.strerror or error}") from error
     except Exception as error:  # what is not a checkpoint makes torch.load raise nearly anything

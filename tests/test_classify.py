@@ -1,0 +1,463 @@
+"""`fastres classify`: the same classes as torchvision's own model gives, and every input that can be wrong."""
+
+import io
+import json
+import os
+import pickle
+import urllib.error
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torchvision.models import ResNet18_Weights
+
+import fastres
+import fastres.data
+from fastres import cli
+from fastres.backends.reference import Reference
+from fastres.cli import arguments as shared
+from fastres.cli import images, weights
+
+
+def randomised(variant, **options):
+    """A model with random parameters and BatchNorm statistics: with fresh ones, a fold that drops them passes."""
+    torch.manual_seed(0)
+    model = variant(**options)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_(std=0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def net():
+    return randomised(torchvision.models.resnet18, num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(net, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "ten.pth"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def classify(capsys, checkpoint):
+    """Runs `fastres classify` in this process: (exit status, stdout, stderr). resnet18 with 10 classes unless told."""
+
+    def run(*arguments):
+        arguments = [str(argument) for argument in arguments]
+        if "--weights" not in arguments:
+            arguments += ["--weights", str(checkpoint), "--model", "resnet18"]
+        status = cli.main(["classify", *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def cat(tmp_path):
+    path = tmp_path / "cat.png"
+    fastres.data.photo().save(path)
+    return path
+
+
+def expected(model, image):
+    """Probabilities by torchvision alone."""
+    with torch.inference_mode():
+        return model(ResNet18_Weights.DEFAULT.transforms()(image).unsqueeze(0)).softmax(1)[0]
+
+
+# --- what it prints --------------------------------------------------------------------------------------------------
+
+
+def test_same_probabilities_as_torchvision(classify, cat, net):
+    status, out, err = classify(cat, "--json", "--top", 10)
+    assert (status, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["path"] == str(cat)
+    want = expected(net, fastres.data.photo())
+    got = torch.tensor([p["probability"] for p in answer["predictions"]])
+    order = [p["class"] for p in answer["predictions"]]
+    assert order == want.argsort(descending=True).tolist()
+    torch.testing.assert_close(got, want[order], rtol=1e-4, atol=1e-6)
+    assert [p["label"] for p in answer["predictions"]] == [f"class {i}" for i in order]
+
+
+def test_text_is_the_path_and_a_line_a_class(classify, cat, net):
+    status, out, err = classify(cat, "--top", 2)
+    assert (status, err) == (0, "")
+    values, classes = expected(net, fastres.data.photo()).topk(2)
+    lines = [f"  {v:6.1%}  class {c}" for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
+    assert out.splitlines() == [str(cat), *lines]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_folders_are_searched_in_order_and_hidden_files_left_out(classify, cat, tmp_path, batch):
+    for name in ("b/z.JPG", "b/deep/a.webp", "a.bmp", ".hidden.png", ".git/x.png", "b/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("txt"):
+            (tmp_path / name).write_text("no image")
+        else:
+            fastres.data.photo().resize((40, 30)).save(tmp_path / name)
+    status, out, err = classify(tmp_path, cat, "--json", "--batch", batch)
+    assert (status, err) == (0, "")
+    found = [os.path.relpath(json.loads(line)["path"], tmp_path) for line in out.splitlines()]
+    assert found == ["a.bmp", "cat.png", "b/z.JPG", "b/deep/a.webp", "cat.png"]
+
+
+def test_labels_from_a_file(classify, cat, net, tmp_path):
+    names = [f"naïve <{i}>" for i in range(10)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    _, out, _ = classify(cat, "--labels", tmp_path / "names.txt", "--top", 1)
+    assert out.splitlines()[1].endswith("  " + names[int(expected(net, fastres.data.photo()).argmax())])
+
+
+def test_nothing_of_a_name_reaches_the_terminal_as_a_command(classify, cat, tmp_path):
+    path = tmp_path / "a\x1b[31m[red]\nb.png"
+    path.write_bytes(cat.read_bytes())
+    (tmp_path / "names.txt").write_text("\x1b]0;owned\x07[bold]\n" * 10)
+    _, out, _ = classify(path, "--labels", tmp_path / "names.txt", "--top", 1)
+    first, second = out.splitlines()
+    assert first.endswith("a\\x1b[31m[red]\\nb.png")
+    assert second.endswith("\\x1b]0;owned\\x07[bold]")
+    status, out, err = classify(str(path) + "?")
+    assert (status, out) == (1, "")
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes(classify, cat, dtype):
+    status, out, _ = classify(cat, "--dtype", dtype, "--json")
+    assert status == 0
+    assert 0 < json.loads(out)["predictions"][0]["probability"] <= 1
+
+
+def test_the_backend_asked_for_runs(classify, cat, monkeypatch):
+    ran = []
+    conv = Reference.conv
+    monkeypatch.setattr(Reference, "conv", lambda self, *a, **k: ran.append(1) or conv(self, *a, **k))
+    assert classify(cat, "--backend", "reference")[0] == 0
+    assert len(ran) == 20
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def png(size, mode="RGB"):
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def jpeg(keep):
+    buffer = io.BytesIO()
+    fastres.data.photo().save(buffer, "JPEG")
+    return buffer.getvalue()[:keep]
+
+
+def tiff_of_floats():
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        pytest.param(b"", "not an image in a known format", id="empty"),
+        pytest.param(b"not an image at all", "not an image in a known format", id="text"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a known", id="eps"),
+        pytest.param(jpeg(4000), "image file is truncated", id="truncated-jpeg"),
+        pytest.param(png((64, 64))[:60], "truncated", id="truncated-png"),
+        pytest.param(png((64, 64)).replace(b"IDAT", b"IDXT"), "", id="damaged-png"),
+        pytest.param(png((10000, 10000), "1"), "too large: more than 89478485 pixels", id="gigantic"),
+        pytest.param(png((60000, 40000), "1"), "too large: more than 89478485 pixels", id="more-gigantic"),
+        pytest.param(png((1, 5000)), "too elongated: 1 x 5000 pixels", id="elongated"),
+        pytest.param(tiff_of_floats(), "floating-point pixels", id="floats"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_told_and_skipped(classify, cat, tmp_path, content, told):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(content)
+    status, out, err = classify(bad, cat, "--json")
+    assert status == 1
+    assert err.startswith(f"fastres: skipped {bad}: ")
+    assert told in err
+    assert err.count("\n") == 1
+    first, second = map(json.loads, out.splitlines())
+    assert f"fastres: skipped {bad}: {first['error']}\n" == err
+    assert second["path"] == str(cat)
+    assert second["predictions"]
+
+
+def test_paths_that_are_no_file_are_told_and_skipped(classify, cat, tmp_path):
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink(tmp_path / "nowhere", tmp_path / "dangling.png")
+    names = ("missing.png", "empty", "pipe.png", "dangling.png")
+    status, out, err = classify(*(tmp_path / name for name in names), cat)
+    assert status == 1
+    assert out.startswith(f"{cat}\n")
+    reasons = ["no such file", "no image in this folder", "not a regular file", "No such file or directory"]
+    for line, name, reason in zip(err.splitlines(), names, reasons, strict=True):
+        assert line.startswith(f"fastres: skipped {tmp_path / name}: {reason}")
+
+
+def test_without_a_usable_input_no_weights_are_loaded(classify, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "load", lambda *args: pytest.fail("loaded"))
+    status, out, err = classify(tmp_path, tmp_path / "missing.png", "--json")
+    assert status == 1
+    assert [set(json.loads(line)) for line in out.splitlines()] == [{"path", "error"}] * 2
+    assert err.count("skipped") == 2
+
+
+def test_what_may_not_be_opened_is_told(tmp_path, monkeypatch, classify, cat):
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(images.Image, "open", denied)
+    assert classify(cat)[2] == f"fastres: skipped {cat}: Permission denied\n"
+    monkeypatch.setattr(os, "scandir", denied)
+    assert classify(tmp_path)[2] == f"fastres: skipped {tmp_path}: Permission denied\n"
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    photo = fastres.data.photo()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned: to be shown turned 90 degrees clockwise
+    photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(images.decode(str(tmp_path / "turned.png")), photo)
+
+
+def test_a_damaged_exif_block_does_not_damage_the_image(tmp_path):
+    fastres.data.photo().save(tmp_path / "x.png", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
+    with images.strict_pillow(), warnings.catch_warnings(record=True) as shown:
+        decoded = images.decode(str(tmp_path / "x.png"))
+    assert not shown
+    assert np.array_equal(decoded, fastres.data.photo())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
+def test_every_mode_becomes_the_rgb_of_what_is_seen(tmp_path, mode):
+    photo = fastres.data.photo().resize((90, 60))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+        assert image.mode == mode
+        want = photo.convert("L").convert("RGB")
+    else:
+        image = photo.convert(mode)
+        want = image.convert("RGB")
+    image.save(tmp_path / "x.tiff")
+    got = images.decode(str(tmp_path / "x.tiff"))
+    assert got.mode == "RGB"
+    assert np.array_equal(got, want)
+
+
+def test_pgm_of_16_bits(tmp_path):
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    (tmp_path / "x.pgm").write_bytes(b"P5 16 16 65535\n" + (grey * 257).astype(">u2").tobytes())
+    assert np.array_equal(np.asarray(images.decode(str(tmp_path / "x.pgm")))[..., 0], grey)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white(tmp_path, mode):
+    image = Image.new("RGBA", (9, 9), (0, 0, 0, 0)).convert(mode)
+    image.save(tmp_path / "x.png", **({"transparency": 0} if mode == "P" else {}))
+    assert np.asarray(images.decode(str(tmp_path / "x.png"))).min() == 255
+
+
+def test_no_more_is_decoded_early_than_was_asked_for(cat):
+    taken = []
+
+    def inputs():
+        for index in range(100):
+            taken.append(index)
+            yield images.Input(str(cat))
+
+    stream = images.preprocessed(inputs(), lambda image: torch.zeros(1), workers=2, ahead=5)
+    for done in range(1, 4):
+        next(stream)
+        assert len(taken) == done + 5
+    stream.close()
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {"module." + key: value for key, value in state.items()}},
+        lambda state: {"_orig_mod.module." + key: value.half() for key, value in state.items() if "num_b" not in key},
+    ],
+)
+def test_checkpoints_of_training_scripts(classify, cat, net, tmp_path, wrap):
+    torch.save(wrap(net.state_dict()), tmp_path / "wrapped.pth")
+    status, out, err = classify(cat, "--weights", tmp_path / "wrapped.pth", "--model", "ResNet18", "--top", 1, "--json")
+    assert (status, err) == (0, "")
+    assert json.loads(out)["predictions"][0]["class"] == int(expected(net, fastres.data.photo()).argmax())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is not a checkpoint of tensors: torch.load(weights_only=True) says: "),
+        (b"not a checkpoint", "is not a checkpoint of tensors"),
+        (pickle.dumps({"a": print}), "is not a checkpoint of tensors"),
+        ([1, 2], "holds a list, expected a state dict, or one under 'state_dict', 'model_state_dict', 'model'"),
+        ({}, "holds a dict with the keys (none)"),
+        ({"epoch": 1, "optimizer": {}}, "holds a dict with the keys 'epoch', 'optimizer'"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint(classify, cat, tmp_path, content, told):
+    path = tmp_path / "bad.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    status, out, err = classify(cat, "--weights", path)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"fastres: error: {str(path)!r} ")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_a_truncated_checkpoint_and_a_whole_model(classify, cat, checkpoint, net, tmp_path):
+    (tmp_path / "bad.pth").write_bytes(checkpoint.read_bytes()[:100_000])
+    torch.save(net, tmp_path / "model.pth")
+    for name in ("bad.pth", "model.pth"):
+        status, out, err = classify(cat, "--weights", tmp_path / name)
+        assert (status, out) == (1, "")
+        assert "is not a checkpoint of tensors" in err
+
+
+def test_a_checkpoint_of_another_model_is_told_with_the_one_it_fits(classify, cat, checkpoint):
+    status, out, err = classify(cat, "--weights", checkpoint)
+    assert (status, out) == (1, "")
+    differences = "layer1.0.conv1.weight is [64, 64, 3, 3], expected [64, 64, 1, 1]; layer1.0.conv3.weight is missing; "
+    assert err.startswith(f"fastres: error: {checkpoint} does not fit resnet50: {differences}")
+    assert err.endswith(" more (it fits --model resnet18)\n")
+
+
+def test_a_checkpoint_that_fits_no_model(classify, cat, net, tmp_path):
+    state = net.state_dict() | {"extra.weight": torch.zeros(1)}
+    state["bn1.weight"] = torch.ones(64, dtype=torch.int32)
+    torch.save(state, tmp_path / "odd.pth")
+    _, _, err = classify(cat, "--weights", tmp_path / "odd.pth", "--model", "resnet18")
+    assert err.endswith("resnet18: bn1.weight is torch.int32, expected torch.float32; extra.weight is unexpected\n")
+
+
+def test_an_output_that_is_not_finite_is_told(classify, cat, net, tmp_path):
+    state = net.state_dict()
+    state["fc.bias"] = torch.full((10,), float("nan"))
+    torch.save(state, tmp_path / "nan.pth")
+    status, out, err = classify(cat, "--weights", tmp_path / "nan.pth", "--model", "resnet18")
+    assert (status, out) == (1, "")
+    assert err == f"fastres: skipped {cat}: the model's output is not finite in torch.float32\n"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """torch.hub with an empty cache and no network; gives the file that resnet18's weights are cached in."""
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "urlopen", offline)
+    before = torch.hub._hub_dir
+    torch.hub.set_dir(str(tmp_path / "hub"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    yield tmp_path / "hub" / "checkpoints" / ResNet18_Weights.DEFAULT.url.rpartition("/")[2]
+    torch.hub._hub_dir = before
+
+
+def test_weights_by_name_with_imagenet_labels(classify, cat, hub):
+    model = randomised(torchvision.models.resnet18)
+    torch.save(model.state_dict(), hub)
+    best = int(expected(model, fastres.data.photo()).argmax())
+    for name in ("ResNet18_Weights.IMAGENET1K_V1", "ResNet18_Weights.DEFAULT"):
+        status, out, err = classify(cat, "--weights", name, "--top", 1)
+        assert (status, err) == (0, "")
+        assert out.splitlines()[1].endswith("  " + ResNet18_Weights.DEFAULT.meta["categories"][best])
+    assert classify(cat, "--weights", "DEFAULT", "--model", "resnet18", "--top", 1) == (0, out, "")
+
+
+def test_offline_is_one_line(classify, cat, hub):
+    status, out, err = classify(cat, "--weights", "ResNet18_Weights.DEFAULT")
+    assert (status, out) == (1, "")
+    (line,) = (line for line in err.splitlines() if not line.startswith("Downloading: "))
+    assert line.startswith("fastres: error: cannot download ResNet18_Weights.IMAGENET1K_V1 from https://")
+    assert f"put the file into {hub.parent}" in line
+
+
+def test_a_damaged_download_is_told(classify, cat, hub):
+    hub.write_bytes(b"half a file")
+    status, out, err = classify(cat, "--weights", "ResNet18_Weights.DEFAULT")
+    assert (status, out) == (1, "")
+    assert err.startswith("fastres: error: cannot read ResNet18_Weights.IMAGENET1K_V1, downloaded from https://")
+    assert err.count("\n") == 1
+
+
+# --- usage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--model", "resnet51"], "argument --model: unknown model 'resnet51', expected one of resnet18, resnet34"),
+        (["--dtype", "int8"], "argument --dtype: unknown dtype 'int8', expected one of float32, bfloat16, float16"),
+        (["--backend", "tpu"], "argument --backend: unknown backend 'tpu', expected one of auto, reference"),
+        (["--device", "gpu"], "argument --device: unknown device 'gpu', expected cpu, cuda or cuda:N"),
+        (["--device", "meta"], "argument --device: unknown device 'meta', expected cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "argument --device: device 'cuda:99' is not available: PyTorch finds "),
+        (["--top", "0"], "argument --top: expected a whole number from 1 to 1000, got '0'"),
+        (["--batch", "many"], "argument --batch: expected a whole number from 1 to 1024, got 'many'"),
+        (["--weights", "V9"], "argument --weights: 'V9' is not there; expected a checkpoint file, or for resnet50 one"),
+        (["--weights", "."], "argument --weights: '.' is a directory; expected a checkpoint file, or for resnet50 one"),
+        (
+            ["--weights", "ResNet34_Weights.DEFAULT", "--model", "resnet18"],
+            "argument --weights: 'ResNet34_Weights.DEFAULT' belongs to resnet34, but --model is resnet18",
+        ),
+        (["--labels", "missing.txt"], "argument --labels: cannot read 'missing.txt': No such file or directory"),
+    ],
+)
+def test_wrong_usage_names_the_argument_its_value_and_what_was_expected(classify, cat, arguments, told):
+    status, out, err = classify(cat, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"fastres: error: {told}")
+    assert err.count("\n") == 1
+
+
+def test_labels_that_do_not_fit(classify, cat, tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("one\ntwo\n")
+    status, _, err = classify(cat, "--labels", path)
+    assert status == 2
+    assert err == f"fastres: error: argument --labels: {str(path)!r} has 2 lines, expected one for 10 classes\n"
+    path.write_bytes(b"\xff\xfe\xff")
+    status, _, err = classify(cat, "--labels", path)
+    assert status == 2
+    assert "is not UTF-8 text" in err
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2", "resnext101_64x4d"])
+def test_every_model_has_both_names(name):
+    variant = shared.models()[name]
+    assert shared.model(variant.__name__) == shared.model(name) == name
+    assert len(shared.models()) == 10
+
+
+def test_a_backend_that_this_machine_lacks(classify, cat, monkeypatch):
+    monkeypatch.setattr(Reference, "unavailable", lambda self: "no abacus")
+    status, out, err = classify(cat, "--backend", "reference")
+    assert (status, out) == (2, "")
+    assert err.startswith("fastres: error: argument --backend: backend 'reference' is not available: no abacus (see ")
