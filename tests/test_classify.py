@@ -6,13 +6,18 @@ import os
 import pickle
 import urllib.error
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torchvision
+from models import randomize
 from PIL import Image
-from torchvision.models import ResNet18_Weights
+from tolerance import assert_right, to_oracle
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, resnet18
 
 import fastres
 import fastres.data
@@ -21,41 +26,31 @@ from fastres.backends.reference import Reference
 from fastres.cli import arguments as shared
 from fastres.cli import images, weights
 
+Run = Callable[..., tuple[int, str, str]]
 
-def randomised(variant, **options):
-    """A model with random parameters and BatchNorm statistics: with fresh ones, a fold that drops them passes."""
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
     torch.manual_seed(0)
-    model = variant(**options)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.uniform_(0.5, 1.5)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.normal_(std=0.2)
-    return model.eval()
+    return randomize(resnet18(num_classes=10)).eval()
 
 
 @pytest.fixture(scope="module")
-def net():
-    return randomised(torchvision.models.resnet18, num_classes=10)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(net, tmp_path_factory):
+def checkpoint(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "ten.pth"
     torch.save(net.state_dict(), path)
     return path
 
 
 @pytest.fixture
-def classify(capsys, checkpoint):
+def classify(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> Run:
     """Runs `fastres classify` in this process: (exit status, stdout, stderr). resnet18 with 10 classes unless told."""
 
-    def run(*arguments):
-        arguments = [str(argument) for argument in arguments]
-        if "--weights" not in arguments:
-            arguments += ["--weights", str(checkpoint), "--model", "resnet18"]
-        status = cli.main(["classify", *arguments])
+    def run(*arguments: object) -> tuple[int, str, str]:
+        words = ["classify", *map(str, arguments)]
+        if "--weights" not in words:
+            words += ["--weights", str(checkpoint), "--model", "resnet18"]
+        status = cli.main(words)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -63,44 +58,59 @@ def classify(capsys, checkpoint):
 
 
 @pytest.fixture
-def cat(tmp_path):
+def cat(tmp_path: Path) -> Path:
     path = tmp_path / "cat.png"
     fastres.data.photo().save(path)
     return path
 
 
-def expected(model, image):
-    """Probabilities by torchvision alone."""
+def expected(model: nn.Module, *pictures: Image.Image) -> Tensor:
+    """Probabilities by torchvision alone, in the model's dtype: [pictures, classes]."""
+    transform = ResNet18_Weights.DEFAULT.transforms()
+    batch = torch.stack([transform(picture) for picture in pictures])
     with torch.inference_mode():
-        return model(ResNet18_Weights.DEFAULT.transforms()(image).unsqueeze(0)).softmax(1)[0]
+        return model(batch.to(next(model.parameters()).dtype)).softmax(1)
+
+
+def best(model: nn.Module) -> int:
+    """The most probable class of the photograph."""
+    return int(expected(model, fastres.data.photo()).argmax())
 
 
 # --- what it prints --------------------------------------------------------------------------------------------------
 
 
-def test_same_probabilities_as_torchvision(classify, cat, net):
-    status, out, err = classify(cat, "--json", "--top", 10)
+def test_same_probabilities_as_torchvision(classify: Run, net: nn.Module, tmp_path: Path) -> None:
+    photo = fastres.data.photo()
+    pictures = [photo, photo.rotate(180), photo.convert("L").convert("RGB"), photo.resize((200, 400))]
+    paths = [tmp_path / f"{index}.png" for index in range(len(pictures))]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    status, out, err = classify(*paths, "--json", "--top", 99)
     assert (status, err) == (0, "")
-    answer = json.loads(out)
-    assert answer["path"] == str(cat)
-    want = expected(net, fastres.data.photo())
-    got = torch.tensor([p["probability"] for p in answer["predictions"]])
-    order = [p["class"] for p in answer["predictions"]]
-    assert order == want.argsort(descending=True).tolist()
-    torch.testing.assert_close(got, want[order], rtol=1e-4, atol=1e-6)
-    assert [p["label"] for p in answer["predictions"]] == [f"class {i}" for i in order]
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["path"] for answer in answers] == list(map(str, paths))
+    got = torch.empty(len(pictures), 10)
+    for row, answer in zip(got, answers, strict=True):
+        values = [p["probability"] for p in answer["predictions"]]
+        assert values == sorted(values, reverse=True)
+        assert [p["label"] for p in answer["predictions"]] == [f"class {p['class']}" for p in answer["predictions"]]
+        row[[p["class"] for p in answer["predictions"]]] = torch.tensor(values)
+    assert_right(got, expected(net, *pictures), expected(to_oracle(net), *pictures))
 
 
-def test_text_is_the_path_and_a_line_a_class(classify, cat, net):
+def test_text_is_the_path_and_a_line_a_class(classify: Run, cat: Path, net: nn.Module) -> None:
     status, out, err = classify(cat, "--top", 2)
     assert (status, err) == (0, "")
-    values, classes = expected(net, fastres.data.photo()).topk(2)
+    values, classes = expected(net, fastres.data.photo())[0].topk(2)
     lines = [f"  {v:6.1%}  class {c}" for v, c in zip(values.tolist(), classes.tolist(), strict=True)]
     assert out.splitlines() == [str(cat), *lines]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 16])
-def test_folders_are_searched_in_order_and_hidden_files_left_out(classify, cat, tmp_path, batch):
+def test_folders_are_searched_in_order_and_hidden_files_left_out(
+    classify: Run, cat: Path, tmp_path: Path, batch: int
+) -> None:
     for name in ("b/z.JPG", "b/deep/a.webp", "a.bmp", ".hidden.png", ".git/x.png", "b/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("txt"):
@@ -113,14 +123,14 @@ def test_folders_are_searched_in_order_and_hidden_files_left_out(classify, cat, 
     assert found == ["a.bmp", "cat.png", "b/z.JPG", "b/deep/a.webp", "cat.png"]
 
 
-def test_labels_from_a_file(classify, cat, net, tmp_path):
+def test_labels_from_a_file(classify: Run, cat: Path, net: nn.Module, tmp_path: Path) -> None:
     names = [f"naïve <{i}>" for i in range(10)]
     (tmp_path / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     _, out, _ = classify(cat, "--labels", tmp_path / "names.txt", "--top", 1)
-    assert out.splitlines()[1].endswith("  " + names[int(expected(net, fastres.data.photo()).argmax())])
+    assert out.splitlines()[1].endswith("  " + names[best(net)])
 
 
-def test_nothing_of_a_name_reaches_the_terminal_as_a_command(classify, cat, tmp_path):
+def test_nothing_of_a_name_reaches_the_terminal_as_a_command(classify: Run, cat: Path, tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[31m[red]\nb.png"
     path.write_bytes(cat.read_bytes())
     (tmp_path / "names.txt").write_text("\x1b]0;owned\x07[bold]\n" * 10)
@@ -134,13 +144,13 @@ def test_nothing_of_a_name_reaches_the_terminal_as_a_command(classify, cat, tmp_
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_other_dtypes(classify, cat, dtype):
+def test_other_dtypes(classify: Run, cat: Path, dtype: str) -> None:
     status, out, _ = classify(cat, "--dtype", dtype, "--json")
     assert status == 0
     assert 0 < json.loads(out)["predictions"][0]["probability"] <= 1
 
 
-def test_the_backend_asked_for_runs(classify, cat, monkeypatch):
+def test_the_backend_asked_for_runs(classify: Run, cat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
     conv = Reference.conv
     monkeypatch.setattr(Reference, "conv", lambda self, *a, **k: ran.append(1) or conv(self, *a, **k))
@@ -151,19 +161,19 @@ def test_the_backend_asked_for_runs(classify, cat, monkeypatch):
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def png(size, mode="RGB"):
+def png(size: tuple[int, int], mode: str = "RGB") -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, size).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def jpeg(keep):
+def jpeg(keep: int) -> bytes:
     buffer = io.BytesIO()
     fastres.data.photo().save(buffer, "JPEG")
     return buffer.getvalue()[:keep]
 
 
-def tiff_of_floats():
+def tiff_of_floats() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((9, 9), np.float32)).save(buffer, "TIFF")
     return buffer.getvalue()
@@ -184,7 +194,9 @@ def tiff_of_floats():
         pytest.param(tiff_of_floats(), "floating-point pixels", id="floats"),
     ],
 )
-def test_an_image_that_cannot_be_read_is_told_and_skipped(classify, cat, tmp_path, content, told):
+def test_an_image_that_cannot_be_read_is_told_and_skipped(
+    classify: Run, cat: Path, tmp_path: Path, content: Any, told: str
+) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(content)
     status, out, err = classify(bad, cat, "--json")
@@ -198,7 +210,7 @@ def test_an_image_that_cannot_be_read_is_told_and_skipped(classify, cat, tmp_pat
     assert second["predictions"]
 
 
-def test_paths_that_are_no_file_are_told_and_skipped(classify, cat, tmp_path):
+def test_paths_that_are_no_file_are_told_and_skipped(classify: Run, cat: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     os.symlink(tmp_path / "nowhere", tmp_path / "dangling.png")
@@ -211,7 +223,9 @@ def test_paths_that_are_no_file_are_told_and_skipped(classify, cat, tmp_path):
         assert line.startswith(f"fastres: skipped {tmp_path / name}: {reason}")
 
 
-def test_without_a_usable_input_no_weights_are_loaded(classify, tmp_path, monkeypatch):
+def test_without_a_usable_input_no_weights_are_loaded(
+    classify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights, "load", lambda *args: pytest.fail("loaded"))
     status, out, err = classify(tmp_path, tmp_path / "missing.png", "--json")
     assert status == 1
@@ -219,8 +233,10 @@ def test_without_a_usable_input_no_weights_are_loaded(classify, tmp_path, monkey
     assert err.count("skipped") == 2
 
 
-def test_what_may_not_be_opened_is_told(tmp_path, monkeypatch, classify, cat):
-    def denied(*args, **kwargs):
+def test_what_may_not_be_opened_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classify: Run, cat: Path
+) -> None:
+    def denied(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     monkeypatch.setattr(images.Image, "open", denied)
@@ -229,7 +245,7 @@ def test_what_may_not_be_opened_is_told(tmp_path, monkeypatch, classify, cat):
     assert classify(tmp_path)[2] == f"fastres: skipped {tmp_path}: Permission denied\n"
 
 
-def test_exif_orientation_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     photo = fastres.data.photo()
     exif = Image.Exif()
     exif[0x0112] = 6  # stored turned: to be shown turned 90 degrees clockwise
@@ -237,7 +253,7 @@ def test_exif_orientation_is_applied(tmp_path):
     assert np.array_equal(images.decode(str(tmp_path / "turned.png")), photo)
 
 
-def test_a_damaged_exif_block_does_not_damage_the_image(tmp_path):
+def test_a_damaged_exif_block_does_not_damage_the_image(tmp_path: Path) -> None:
     fastres.data.photo().save(tmp_path / "x.png", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
     with images.strict_pillow(), warnings.catch_warnings(record=True) as shown:
         decoded = images.decode(str(tmp_path / "x.png"))
@@ -246,7 +262,7 @@ def test_a_damaged_exif_block_does_not_damage_the_image(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
-def test_every_mode_becomes_the_rgb_of_what_is_seen(tmp_path, mode):
+def test_every_mode_becomes_the_rgb_of_what_is_seen(tmp_path: Path, mode: str) -> None:
     photo = fastres.data.photo().resize((90, 60))
     if mode == "I;16":
         image = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
@@ -261,23 +277,23 @@ def test_every_mode_becomes_the_rgb_of_what_is_seen(tmp_path, mode):
     assert np.array_equal(got, want)
 
 
-def test_pgm_of_16_bits(tmp_path):
+def test_pgm_of_16_bits(tmp_path: Path) -> None:
     grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
     (tmp_path / "x.pgm").write_bytes(b"P5 16 16 65535\n" + (grey * 257).astype(">u2").tobytes())
     assert np.array_equal(np.asarray(images.decode(str(tmp_path / "x.pgm")))[..., 0], grey)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_pixels_are_white(tmp_path, mode):
+def test_transparent_pixels_are_white(tmp_path: Path, mode: str) -> None:
     image = Image.new("RGBA", (9, 9), (0, 0, 0, 0)).convert(mode)
     image.save(tmp_path / "x.png", **({"transparency": 0} if mode == "P" else {}))
     assert np.asarray(images.decode(str(tmp_path / "x.png"))).min() == 255
 
 
-def test_no_more_is_decoded_early_than_was_asked_for(cat):
+def test_no_more_is_decoded_early_than_was_asked_for(cat: Path) -> None:
     taken = []
 
-    def inputs():
+    def inputs() -> Iterator[images.Input]:
         for index in range(100):
             taken.append(index)
             yield images.Input(str(cat))
@@ -300,11 +316,13 @@ def test_no_more_is_decoded_early_than_was_asked_for(cat):
         lambda state: {"_orig_mod.module." + key: value.half() for key, value in state.items() if "num_b" not in key},
     ],
 )
-def test_checkpoints_of_training_scripts(classify, cat, net, tmp_path, wrap):
+def test_checkpoints_of_training_scripts(
+    classify: Run, cat: Path, net: nn.Module, tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any]
+) -> None:
     torch.save(wrap(net.state_dict()), tmp_path / "wrapped.pth")
     status, out, err = classify(cat, "--weights", tmp_path / "wrapped.pth", "--model", "ResNet18", "--top", 1, "--json")
     assert (status, err) == (0, "")
-    assert json.loads(out)["predictions"][0]["class"] == int(expected(net, fastres.data.photo()).argmax())
+    assert json.loads(out)["predictions"][0]["class"] == best(net)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +336,7 @@ def test_checkpoints_of_training_scripts(classify, cat, net, tmp_path, wrap):
         ({"epoch": 1, "optimizer": {}}, "holds a dict with the keys 'epoch', 'optimizer'"),
     ],
 )
-def test_a_file_that_is_no_checkpoint(classify, cat, tmp_path, content, told):
+def test_a_file_that_is_no_checkpoint(classify: Run, cat: Path, tmp_path: Path, content: Any, told: str) -> None:
     path = tmp_path / "bad.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -331,7 +349,9 @@ def test_a_file_that_is_no_checkpoint(classify, cat, tmp_path, content, told):
     assert err.count("\n") == 1
 
 
-def test_a_truncated_checkpoint_and_a_whole_model(classify, cat, checkpoint, net, tmp_path):
+def test_a_truncated_checkpoint_and_a_whole_model(
+    classify: Run, cat: Path, checkpoint: Path, net: nn.Module, tmp_path: Path
+) -> None:
     (tmp_path / "bad.pth").write_bytes(checkpoint.read_bytes()[:100_000])
     torch.save(net, tmp_path / "model.pth")
     for name in ("bad.pth", "model.pth"):
@@ -340,7 +360,7 @@ def test_a_truncated_checkpoint_and_a_whole_model(classify, cat, checkpoint, net
         assert "is not a checkpoint of tensors" in err
 
 
-def test_a_checkpoint_of_another_model_is_told_with_the_one_it_fits(classify, cat, checkpoint):
+def test_a_checkpoint_of_another_model_is_told_with_the_one_it_fits(classify: Run, cat: Path, checkpoint: Path) -> None:
     status, out, err = classify(cat, "--weights", checkpoint)
     assert (status, out) == (1, "")
     differences = "layer1.0.conv1.weight is [64, 64, 3, 3], expected [64, 64, 1, 1]; layer1.0.conv3.weight is missing; "
@@ -348,7 +368,7 @@ def test_a_checkpoint_of_another_model_is_told_with_the_one_it_fits(classify, ca
     assert err.endswith(" more (it fits --model resnet18)\n")
 
 
-def test_a_checkpoint_that_fits_no_model(classify, cat, net, tmp_path):
+def test_a_checkpoint_that_fits_no_model(classify: Run, cat: Path, net: nn.Module, tmp_path: Path) -> None:
     state = net.state_dict() | {"extra.weight": torch.zeros(1)}
     state["bn1.weight"] = torch.ones(64, dtype=torch.int32)
     torch.save(state, tmp_path / "odd.pth")
@@ -356,7 +376,7 @@ def test_a_checkpoint_that_fits_no_model(classify, cat, net, tmp_path):
     assert err.endswith("resnet18: bn1.weight is torch.int32, expected torch.float32; extra.weight is unexpected\n")
 
 
-def test_an_output_that_is_not_finite_is_told(classify, cat, net, tmp_path):
+def test_an_output_that_is_not_finite_is_told(classify: Run, cat: Path, net: nn.Module, tmp_path: Path) -> None:
     state = net.state_dict()
     state["fc.bias"] = torch.full((10,), float("nan"))
     torch.save(state, tmp_path / "nan.pth")
@@ -366,10 +386,10 @@ def test_an_output_that_is_not_finite_is_told(classify, cat, net, tmp_path):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """torch.hub with an empty cache and no network; gives the file that resnet18's weights are cached in."""
 
-    def offline(*args, **kwargs):
+    def offline(*args: Any, **kwargs: Any) -> None:
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(torch.hub, "urlopen", offline)
@@ -380,18 +400,18 @@ def hub(tmp_path, monkeypatch):
     torch.hub._hub_dir = before
 
 
-def test_weights_by_name_with_imagenet_labels(classify, cat, hub):
-    model = randomised(torchvision.models.resnet18)
+def test_weights_by_name_with_imagenet_labels(classify: Run, cat: Path, hub: Path) -> None:
+    model = randomize(resnet18()).eval()
     torch.save(model.state_dict(), hub)
-    best = int(expected(model, fastres.data.photo()).argmax())
+    label = ResNet18_Weights.DEFAULT.meta["categories"][best(model)]
     for name in ("ResNet18_Weights.IMAGENET1K_V1", "ResNet18_Weights.DEFAULT"):
         status, out, err = classify(cat, "--weights", name, "--top", 1)
         assert (status, err) == (0, "")
-        assert out.splitlines()[1].endswith("  " + ResNet18_Weights.DEFAULT.meta["categories"][best])
+        assert out.splitlines()[1].endswith(f"  {label}")
     assert classify(cat, "--weights", "DEFAULT", "--model", "resnet18", "--top", 1) == (0, out, "")
 
 
-def test_offline_is_one_line(classify, cat, hub):
+def test_offline_is_one_line(classify: Run, cat: Path, hub: Path) -> None:
     status, out, err = classify(cat, "--weights", "ResNet18_Weights.DEFAULT")
     assert (status, out) == (1, "")
     (line,) = (line for line in err.splitlines() if not line.startswith("Downloading: "))
@@ -399,7 +419,7 @@ def test_offline_is_one_line(classify, cat, hub):
     assert f"put the file into {hub.parent}" in line
 
 
-def test_a_damaged_download_is_told(classify, cat, hub):
+def test_a_damaged_download_is_told(classify: Run, cat: Path, hub: Path) -> None:
     hub.write_bytes(b"half a file")
     status, out, err = classify(cat, "--weights", "ResNet18_Weights.DEFAULT")
     assert (status, out) == (1, "")
@@ -430,14 +450,16 @@ def test_a_damaged_download_is_told(classify, cat, hub):
         (["--labels", "missing.txt"], "argument --labels: cannot read 'missing.txt': No such file or directory"),
     ],
 )
-def test_wrong_usage_names_the_argument_its_value_and_what_was_expected(classify, cat, arguments, told):
+def test_wrong_usage_names_the_argument_its_value_and_what_was_expected(
+    classify: Run, cat: Path, arguments: list[str], told: str
+) -> None:
     status, out, err = classify(cat, *arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"fastres: error: {told}")
     assert err.count("\n") == 1
 
 
-def test_labels_that_do_not_fit(classify, cat, tmp_path):
+def test_labels_that_do_not_fit(classify: Run, cat: Path, tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("one\ntwo\n")
     status, _, err = classify(cat, "--labels", path)
@@ -450,13 +472,13 @@ def test_labels_that_do_not_fit(classify, cat, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2", "resnext101_64x4d"])
-def test_every_model_has_both_names(name):
+def test_every_model_has_both_names(name: str) -> None:
     variant = shared.models()[name]
     assert shared.model(variant.__name__) == shared.model(name) == name
     assert len(shared.models()) == 10
 
 
-def test_a_backend_that_this_machine_lacks(classify, cat, monkeypatch):
+def test_a_backend_that_this_machine_lacks(classify: Run, cat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reference, "unavailable", lambda self: "no abacus")
     status, out, err = classify(cat, "--backend", "reference")
     assert (status, out) == (2, "")

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +19,14 @@ from fastres import cli
 from fastres.cli import errors, info
 from fastres.measure.environment import environment
 
+Run = Callable[..., tuple[int, str, str]]
+
 
 @pytest.fixture
-def main(capsys):
+def main(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command in this process: (exit status, stdout, stderr)."""
 
-    def run(*arguments):
+    def run(*arguments: object) -> tuple[int, str, str]:
         status = cli.main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
@@ -30,7 +34,7 @@ def main(capsys):
     return run
 
 
-def start(*arguments, cwd, **options):
+def start(*arguments: object, cwd: Path, **options: Any) -> subprocess.Popen[str]:
     """`python -m fastres` as its own process, of the package under test wherever it is."""
     path = os.pathsep.join([str(Path(fastres.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     return subprocess.Popen(
@@ -44,7 +48,7 @@ def start(*arguments, cwd, **options):
 
 
 @pytest.fixture
-def many(tmp_path):
+def many(tmp_path: Path) -> tuple[str, ...]:
     """Arguments of a `classify` that is at work for far longer than it takes to stop it."""
     fastres.data.photo().resize((64, 48)).save(tmp_path / "small.png")
     torch.save(fastres.resnet18(num_classes=4).state_dict(), tmp_path / "weights.pth")
@@ -52,7 +56,7 @@ def many(tmp_path):
     return "classify", *images, "--weights", "weights.pth", "--model", "resnet18", "--batch", "1"
 
 
-def test_help_lists_every_command(main):
+def test_help_lists_every_command(main: Run) -> None:
     status, out, err = main("--help")
     assert (status, err) == (0, "")
     for name in cli.COMMANDS:
@@ -61,7 +65,7 @@ def test_help_lists_every_command(main):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_of_a_command_has_a_description_and_examples(main, command):
+def test_help_of_a_command_has_a_description_and_examples(main: Run, command: str) -> None:
     status, out, err = main(command, "--help")
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: fastres {command}")
@@ -69,7 +73,7 @@ def test_help_of_a_command_has_a_description_and_examples(main, command):
     assert max(map(len, out.splitlines())) <= 120
 
 
-def test_version(main):
+def test_version(main: Run) -> None:
     assert main("--version") == (0, f"fastres {fastres.__version__}\n", "")
 
 
@@ -83,7 +87,7 @@ def test_version(main):
         (["classify"], "the following arguments are required: IMAGE|FOLDER, --weights (see 'fastres classify --help')"),
     ],
 )
-def test_wrong_usage_is_one_line_and_status_2(main, arguments, told):
+def test_wrong_usage_is_one_line_and_status_2(main: Run, arguments: list[str], told: str) -> None:
     status, out, err = main(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith("fastres: error: ")
@@ -106,16 +110,18 @@ def test_wrong_usage_is_one_line_and_status_2(main, arguments, told):
         (BrokenPipeError(), 141, ""),
     ],
 )
-def test_what_a_command_raises(main, monkeypatch, raised, status, told):
-    def fail(args):
+def test_what_a_command_raises(
+    main: Run, monkeypatch: pytest.MonkeyPatch, raised: BaseException, status: int, told: str
+) -> None:
+    def fail(args: Any) -> None:
         raise raised
 
     monkeypatch.setattr(info, "run", fail)
     assert main("info") == (status, "", told)
 
 
-def test_traceback_on_request(main, monkeypatch):
-    def fail(args):
+def test_traceback_on_request(main: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(args: Any) -> None:
         raise errors.CommandError("no luck")
 
     monkeypatch.setattr(info, "run", fail)
@@ -126,12 +132,12 @@ def test_traceback_on_request(main, monkeypatch):
     assert err.endswith("\nfastres: error: no luck\n")
 
 
-def test_printable_keeps_text_and_disarms_the_rest():
+def test_printable_keeps_text_and_disarms_the_rest() -> None:
     assert errors.printable("Ärger 猫 [bold]") == "Ärger 猫 [bold]"
     assert errors.printable("a\nb\x1b[31m\u202e\udcff") == "a\\nb\\x1b[31m\\u202e\\udcff"
 
 
-def test_every_command_module_keeps_the_contract():
+def test_every_command_module_keeps_the_contract() -> None:
     for name in cli.COMMANDS:
         module = __import__(f"fastres.cli.{name}", fromlist=["NAME"])
         assert name == module.NAME
@@ -143,14 +149,14 @@ def test_every_command_module_keeps_the_contract():
         assert callable(module.run)
 
 
-def test_the_process_exits_with_the_status(tmp_path):
+def test_the_process_exits_with_the_status(tmp_path: Path) -> None:
     process = start("info", "--jason", cwd=tmp_path, stdout=subprocess.PIPE)
     out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
     assert err == "fastres: error: unrecognized arguments: --jason (see 'fastres --help')\n"
 
 
-def test_interrupt_is_one_line_and_status_130(tmp_path, many):
+def test_interrupt_is_one_line_and_status_130(tmp_path: Path, many: tuple[str, ...]) -> None:
     process = start(*many, cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout.readline() == "small.png\n"
     process.send_signal(signal.SIGINT)
@@ -158,7 +164,7 @@ def test_interrupt_is_one_line_and_status_130(tmp_path, many):
     assert (process.returncode, err) == (130, "fastres: interrupted\n")
 
 
-def test_a_reader_that_leaves_is_quiet(tmp_path, many):
+def test_a_reader_that_leaves_is_quiet(tmp_path: Path, many: tuple[str, ...]) -> None:
     process = start(*many, cwd=tmp_path, stdout=subprocess.PIPE)
     assert process.stdout.readline() == "small.png\n"
     process.stdout.close()
@@ -167,7 +173,7 @@ def test_a_reader_that_leaves_is_quiet(tmp_path, many):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_one_line_and_status_1(tmp_path):
+def test_a_full_disk_is_one_line_and_status_1(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         process = start("info", cwd=tmp_path, stdout=full)
         _, err = process.communicate()
@@ -175,7 +181,7 @@ def test_a_full_disk_is_one_line_and_status_1(tmp_path):
     assert err == "fastres: error: OSError: [Errno 28] No space left on device\n"
 
 
-def test_environment_is_json_with_the_versions_in_use():
+def test_environment_is_json_with_the_versions_in_use() -> None:
     facts = environment()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["versions"]["torch"] == torch.__version__
@@ -185,7 +191,7 @@ def test_environment_is_json_with_the_versions_in_use():
     assert len(facts["gpus"]) == torch.cuda.device_count()
 
 
-def test_info_names_every_backend_and_why_one_is_missing(main):
+def test_info_names_every_backend_and_why_one_is_missing(main: Run) -> None:
     status, out, err = main("info")
     assert (status, err) == (0, "")
     for name, why in fastres.backends().items():
@@ -197,10 +203,12 @@ def test_info_names_every_backend_and_why_one_is_missing(main):
 
 
 @pytest.mark.parametrize("kernels", [[], ["conv_sm80", "stem"]])
-def test_info_tells_the_native_module_and_that_no_gpu_has_run_its_kernels(main, monkeypatch, kernels):
+def test_info_tells_the_native_module_and_that_no_gpu_has_run_its_kernels(
+    main: Run, monkeypatch: pytest.MonkeyPatch, kernels: list[str]
+) -> None:
     class Native:
         @staticmethod
-        def build_info():
+        def build_info() -> dict[str, Any]:
             built = {"compiler": "g++ 12", "cuda": "13.0", "cuda_missing": "", "archs": ["80"]}
             return {**built, "kernels": kernels, "emulator": True}
 
@@ -211,8 +219,8 @@ def test_info_tells_the_native_module_and_that_no_gpu_has_run_its_kernels(main, 
     assert all(kernel in out for kernel in kernels)
 
 
-def test_info_tells_a_broken_native_module_and_goes_on(main, monkeypatch):
-    def broken():
+def test_info_tells_a_broken_native_module_and_goes_on(main: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
         raise ImportError("it is there but doesn't load")
 
     monkeypatch.setattr("fastres.native.load", broken)

@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CHAIN = (("models",), ("fused", "fusing"), ("ops",), ("backends",), ("kernels",))
 ABOVE = ("cli", "measure", "optimize", "explain", "selftest")  # built of the chain: none of it may know them
 
+Shipped = tuple[set[str], Any, dict[str, str]]  # names of files, metadata, commands
+
 
 @pytest.fixture(scope="session")
-def shipped(tmp_path_factory):
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     """Names and metadata of the wheel: of the one installed, or else of one made of this tree."""
     try:
         installed = metadata.distribution("fastres")
@@ -45,7 +49,7 @@ def shipped(tmp_path_factory):
         return set(wheel.namelist()), built.metadata, {e.name: e.value for e in built.entry_points}
 
 
-def test_the_wheel_holds_every_module_the_data_and_the_native_module(shipped):
+def test_the_wheel_holds_every_module_the_data_and_the_native_module(shipped: Shipped) -> None:
     names, _, _ = shipped
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "fastres").rglob("*.py")}
     assert sources <= names
@@ -55,7 +59,7 @@ def test_the_wheel_holds_every_module_the_data_and_the_native_module(shipped):
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 
 
-def test_metadata(shipped):
+def test_metadata(shipped: Shipped) -> None:
     _, described, commands = shipped
     assert described["Name"] == "fastres"
     assert described["License-Expression"] == "BSD-3-Clause"
@@ -65,17 +69,17 @@ def test_metadata(shipped):
     assert commands == {"fastres": "fastres.cli:main"}
 
 
-def test_every_public_name_is_there_and_documented_in_order():
+def test_every_public_name_is_there_and_documented_in_order() -> None:
     assert len(set(fastres.__all__)) == len(fastres.__all__)
     for name in fastres.__all__:
         assert getattr(fastres, name) is not None
-    scope = {}
+    scope: dict[str, Any] = {}
     exec("from fastres import *", scope)
     assert set(fastres.__all__) <= set(scope)
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_the_photograph_is_small_free_and_rgb():
+def test_the_photograph_is_small_free_and_rgb() -> None:
     photo = fastres.data.photo()
     assert (photo.mode, photo.size) == ("RGB", (451, 300))
     assert np.asarray(photo).std() > 30  # a picture, not a blank
@@ -83,7 +87,7 @@ def test_the_photograph_is_small_free_and_rgb():
     assert "CC0" in (PACKAGE / "data" / "README.md").read_text()
 
 
-def test_importing_fastres_loads_no_more_than_torchvision_does():
+def test_importing_fastres_loads_no_more_than_torchvision_does() -> None:
     code = (
         "import sys, torchvision; before = set(sys.modules); import fastres;"
         "print(*sorted(set(sys.modules) - before), sep='\\n')"
@@ -99,7 +103,7 @@ def test_importing_fastres_loads_no_more_than_torchvision_does():
     assert not [name for name in loaded if name.startswith(("torch._dynamo", "torch._inductor", "fastres.cli"))]
 
 
-def imports(path):
+def imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, module) for each module of fastres that the file imports, functions' own imports included."""
     package = path.parent.relative_to(PACKAGE.parent).parts
     for node in ast.walk(ast.parse(path.read_text())):
@@ -113,7 +117,7 @@ def imports(path):
                 yield node.lineno, f"{module}.{alias.name}"
 
 
-def test_imports_are_read_as_python_does(tmp_path, monkeypatch):
+def test_imports_are_read_as_python_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "fastres")
     (tmp_path / "fastres" / "ops").mkdir(parents=True)
     file = tmp_path / "fastres" / "ops" / "conv.py"
@@ -122,7 +126,7 @@ def test_imports_are_read_as_python_does(tmp_path, monkeypatch):
     assert list(imports(file)) == found
 
 
-def test_imports_run_one_way():
+def test_imports_run_one_way() -> None:
     seen = set()
     wrong = []
     for depth, names in enumerate(CHAIN):

@@ -6,7 +6,7 @@ import os
 import stat
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -110,7 +110,7 @@ def strict_pillow() -> Iterator[None]:
 
 def preprocessed(
     inputs: Iterable[Input], transform: Callable[[Image.Image], Tensor], workers: int, ahead: int
-) -> Iterator[tuple[str, Tensor | Unreadable]]:
+) -> Generator[tuple[str, Tensor | Unreadable], None, None]:
     """(path, transform(image) or why not) for each input, in order, decoded by `workers` threads at most `ahead` early.
 
     What is held in memory is `ahead` transformed images and one decoded image a thread.
