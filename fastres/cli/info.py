@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from typing import Any
 
 NAME = "info"
@@ -51,7 +52,9 @@ def _native() -> dict[str, Any]:
     if module is None:
         return {"built": False, "why": native.why_missing(), "kernels": {}}
     info = module.build_info()
-    return {"built": True, **info, "kernels": dict.fromkeys(info["kernels"], _UNVERIFIED)}
+    families = Counter(dict(info["kernels"]).values())  # symbol -> the file that it is compiled from
+    kernels = {family: {"variants": count, "state": _UNVERIFIED} for family, count in sorted(families.items())}
+    return {"built": True, **info, "kernels": kernels}
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -69,7 +72,8 @@ def _text(facts: dict[str, Any]) -> str:
         cuda = f"CUDA {native['cuda']}" if native["cuda"] else f"no CUDA ({native['cuda_missing']})"
         emulator = "with" if native["emulator"] else "without"
         rows += [("", ""), ("native module", f"built with {native['compiler']}, {cuda}, {emulator} emulator")]
-        rows += [(f"  {kernel}", state) for kernel, state in native["kernels"].items()]
+        for family, kernels in native["kernels"].items():
+            rows.append((f"  {family}", f"{kernels['variants']} variants: {kernels['state']}"))
     else:
         rows += [("", ""), ("native module", f"none: {native['why']}")]
     rows.append(("", ""))
