@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import sys
 import urllib.error
 import warnings
 from collections.abc import Callable, Iterator
@@ -141,6 +142,32 @@ def test_nothing_of_a_name_reaches_the_terminal_as_a_command(classify: Run, cat:
     status, out, err = classify(str(path) + "?")
     assert (status, out) == (1, "")
     assert "\x1b" not in err
+
+
+def test_a_terminal_on_stderr_shows_a_bar_and_leaves_stdout_alone(
+    classify: Run, cat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plain, nothing = classify(cat, "missing.png", cat)
+    assert nothing == "fastres: skipped missing.png: no such file\n"
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    _, out, err = classify(cat, "missing.png", cat)
+    assert out == plain
+    assert "classifying" in err
+    assert "3/3" in err
+    assert "skipped missing.png" in err
+
+
+def test_on_one_terminal_results_go_above_the_bar(classify: Run, cat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plain, _ = classify(cat)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    status, out, err = classify(cat)
+    assert (status, out) == (0, "")  # both are one terminal: the bar's writer carries the lines
+    for line in plain.splitlines():
+        assert line + "\n" in err
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

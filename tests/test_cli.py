@@ -217,7 +217,7 @@ def test_info_tells_the_native_module_and_that_no_gpu_has_run_its_kernels(
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "native module built with g++ 12, CUDA 13.0, with emulator" in lines
     assert "conv_sm80 2 variants: emulated, not yet run on hardware" in lines
-    assert "stem 1 variants: emulated, not yet run on hardware" in lines
+    assert "stem 1 variant: emulated, not yet run on hardware" in lines
 
 
 def test_info_tells_a_broken_native_module_and_goes_on(main: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_placement, default_device, integer, model
+from .arguments import add_placement, default_device, integer, model, models
 from .errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ exit status: 0 if every image was classified, 1 if any was skipped or on failure
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Prints the most probable classes of each image; folders are searched for images."
-    parser.epilog = _EPILOG
+    parser.epilog = textwrap.fill(f"models: {', '.join(models())}", 100, subsequent_indent="  ") + "\n\n" + _EPILOG
     add = parser.add_argument
     add("inputs", nargs="+", metavar="IMAGE|FOLDER", help="image files, and folders of them at any depth")
     add("--weights", required=True, metavar="NAME|PATH", help="torchvision's name (DEFAULT, ...) or a checkpoint file")

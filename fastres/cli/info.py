@@ -73,7 +73,8 @@ def _text(facts: dict[str, Any]) -> str:
         emulator = "with" if native["emulator"] else "without"
         rows += [("", ""), ("native module", f"built with {native['compiler']}, {cuda}, {emulator} emulator")]
         for family, kernels in native["kernels"].items():
-            rows.append((f"  {family}", f"{kernels['variants']} variants: {kernels['state']}"))
+            count = kernels["variants"]
+            rows.append((f"  {family}", f"{count} variant{'s' * (count != 1)}: {kernels['state']}"))
     else:
         rows += [("", ""), ("native module", f"none: {native['why']}")]
     rows.append(("", ""))
