@@ -65,7 +65,10 @@ def test_help_lists_every_command(main: Run) -> None:
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_of_a_command_has_a_description_and_examples(main: Run, command: str) -> None:
+def test_help_of_a_command_has_a_description_and_examples(
+    main: Run, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     status, out, err = main(command, "--help")
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: fastres {command}")
