@@ -7,15 +7,16 @@ In evaluation, BatchNorm is an affine map per channel and folds into the convolu
 What is made of the folded weights is cached so that a forward costs a look-up, and must never be stale. An entry is
 found by *which memory* its sources occupy and is valid while *their versions* stand:
 
-- Identity is the tensor's address, and for all but vectors the storage's. The entry holds weak references to the
-  storages, which keep a storage's address from being reused without keeping its memory: a deleted model frees its
-  weights, and the entry goes with the next sweep. Vectors are held outright: they are small, and many.
+- Identity is the tensor's address, and for all but vectors the storage's and the strides: assigning to `.data` may
+  turn a weight into another view of the same memory. The entry holds weak references to the storages, which keep a
+  storage's address from being reused without keeping its memory: a deleted model frees its weights, and the entry goes
+  with the next sweep. Vectors are held outright: they are small, and many.
 - Validity is every source's `_version`, `num_batches_tracked`'s included (BatchNorm's training forward moves the
   running statistics without moving their own versions), and an epoch that every `torch.optim` step bumps (fused
   optimizers write parameters without moving versions).
 
-Writes that leave no such trace (through NumPy, or through an old `.data` alias) need `refresh`. FASTRES_CHECK_FOLD=1
-recomputes every hit and raises on a mismatch.
+Writes that leave no such trace (through NumPy, or in place through `.data`: `weight.data.mul_(2)`) need `refresh`.
+FASTRES_CHECK_FOLD=1 recomputes every hit and raises on a mismatch.
 """
 
 from __future__ import annotations
@@ -92,8 +93,9 @@ def derived(
     except RuntimeError:  # inference tensors keep no version: nothing would show a change
         return _make(sources, make)
     stamp.append(_epoch)
-    places = [t.data_ptr() for t in sources]
+    places: list[Hashable] = [t.data_ptr() for t in sources]
     places += [t.untyped_storage()._cdata for t in sources if t.dim() != 1]
+    places += [(t.shape, t.stride()) for t in sources if t.dim() > 1]
     key = (recipe, *places)
     entry = _entries.get(key)
     if entry is None or entry.stamp != stamp or any(ref.expired() for ref in entry.watched):
@@ -111,14 +113,16 @@ def derived(
 def refresh(model: torch.nn.Module | None = None) -> None:
     """Makes the next forward fold all weights anew.
 
-    Needed only after writes that PyTorch does not record: through NumPy, through a `.data` alias taken earlier, or by
-    an optimizer that is not a `torch.optim.Optimizer` and moves no version. `model` is accepted for readability.
+    Needed only after writes that PyTorch does not record: through NumPy, in place through `.data`, or by an optimizer
+    that is not a `torch.optim.Optimizer` and moves no version. Also frees what is folded of deleted models, which
+    otherwise stays until the next fold. `model` is accepted for readability.
     """
     if model is not None and not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     global _epoch
     with _lock:
         _epoch += 1
+        _entries.clear()  # none can be found again
 
 
 def _make(sources: list[Tensor], make: Callable[[], Any]) -> Any:
@@ -180,4 +184,11 @@ def _on_optimizer_step(*_: Any) -> None:
     refresh()
 
 
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it, and does not exist in the child
+
+
 register_optimizer_step_post_hook(_on_optimizer_step)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
