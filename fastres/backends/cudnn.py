@@ -31,6 +31,7 @@ def _missing() -> str | None:
 
 class CuDNN(Backend):
     name = "cudnn"
+    relu_keeps_nan = False
     note = "not yet run on hardware by fastres; whether its ReLU propagates NaN is cuDNN's choice"
 
     def unavailable(self) -> str | None:

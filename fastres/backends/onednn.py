@@ -2,7 +2,7 @@
 
 Convolution, bias, residual and ReLU are one primitive, on channels_last activations and weights packed once into the
 blocked layout that oneDNN prefers for the first image size seen (another size stays right: oneDNN reorders if it must).
-Of a residual only the in-place form is fused; the other copies the residual first, so a caller that owns it says so.
+A residual is added in place, and copied first unless the caller owns it and says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _missing() -> str | None:
     try:
         # Looked up, not called: an operator that a later torch drops must make the backend unavailable, not break it.
         _ = torch.ops.mkldnn._convolution_pointwise, torch.ops.mkldnn._reorder_convolution_weight
-        _ = torch.ops.mkldnn._convolution_pointwise_.binary, torch.ops.mkldnn._convolution_pointwise.binary
+        _ = torch.ops.mkldnn._convolution_pointwise_.binary
     except AttributeError as error:
         return f"this build of torch lacks one of oneDNN's fused operators: {error}"
     return None
@@ -44,6 +44,8 @@ def _runs(dtype: torch.dtype) -> bool:
 
 class OneDNN(Backend):
     name = "onednn"
+    note = "its fused ReLU turns NaN into 0, where PyTorch's keeps NaN"
+    relu_keeps_nan = False
 
     def unavailable(self) -> str | None:
         return _missing()
@@ -77,6 +79,6 @@ class OneDNN(Backend):
         if residual is None:
             return ops._convolution_pointwise.default(x, *prepared, "relu" if relu else "none", [], "")
         unary = "relu" if relu else None
-        if overwrite:
-            return ops._convolution_pointwise_.binary(residual, x, *prepared, "add", 1.0, unary, [], None)
-        return ops._convolution_pointwise.binary(x, residual, *prepared, "add", 1.0, unary, [], None)
+        # The out-of-place form copies the residual too, and fails on outputs of one pixel or one channel.
+        total = residual if overwrite else residual.clone()
+        return ops._convolution_pointwise_.binary(total, x, *prepared, "add", 1.0, unary, [], None)

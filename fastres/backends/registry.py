@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import reference
 from ..layer import ConvBN
+from . import verification
 
 AUTO = "auto"
 PLAIN = "plain"  # what `explain` shows where nothing fuses
@@ -38,10 +39,15 @@ class Backend:
 
     name = ""
     note = ""  # what a user should know: numerics that differ from PyTorch's, hardware it was never run on
+    relu_keeps_nan = True  # as PyTorch's does; a library's that does not says so in its note
     keeps_parameters = False  # whether what `prepare` returns refers to the model's own tensors, and so is not cached
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run on this machine, or None."""
+        return None
+
+    def fingerprint(self) -> str | None:
+        """A hash of the sources of our own kernels, or None for a library's, which need no verification."""
         return None
 
     def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
@@ -167,7 +173,7 @@ def resolve(x: Tensor, layer: ConvBN, model_backend: str = "") -> Backend:
         return backend
     for name in AUTO_ORDER:
         backend = _registered[name]
-        if backend.unavailable() is None and backend.unsupported(x, layer) is None:
+        if _declines(backend, x, layer) is None:
             if _log.get() is not None:
                 _record(x, layer, backend, _why_not_before(name, x, layer))
             return backend
@@ -196,7 +202,15 @@ def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str) -> None:
         log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), backend.name, reason))
 
 
+def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
+    """Why `auto` passes over `backend`, or None."""
+    if why := backend.unavailable() or backend.unsupported(x, layer):
+        return why
+    fingerprint = backend.fingerprint()
+    return None if fingerprint is None else verification.obstacle(backend.name, fingerprint, x.device)
+
+
 def _why_not_before(chosen: str, x: Tensor, layer: ConvBN) -> str:
     passed_over = AUTO_ORDER[: AUTO_ORDER.index(chosen)]
-    reasons = [f"{n}: {_registered[n].unavailable() or _registered[n].unsupported(x, layer)}" for n in passed_over]
+    reasons = [f"{name}: {_declines(_registered[name], x, layer)}" for name in passed_over]
     return "; ".join(reasons) or f"first choice for {x.device.type}"

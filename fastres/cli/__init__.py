@@ -18,7 +18,7 @@ from typing import NoReturn
 from .. import __version__
 from .errors import CommandError, UsageError, printable
 
-COMMANDS = ("bench", "classify", "info")
+COMMANDS = ("bench", "classify", "info", "selftest")
 
 _EPILOG = """\
 exit status:

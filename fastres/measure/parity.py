@@ -1,7 +1,7 @@
 """The one tolerance rule: a result may err twice as much as PyTorch's own in the same dtype, plus one ulp.
 
-The oracle is a float64 computation on the CPU. An error is the largest absolute difference from it; the ulp is that of
-its largest value. NaN and infinities must stand where PyTorch's stand. There is no constant to tune, and none to loosen.
+The oracle is a float64 computation on the CPU. An error is the largest absolute difference from it; the ulp is that
+of its largest value. NaN and infinities must stand where PyTorch's stand. There is no constant to tune or loosen.
 The factor of two over the framework's own error is the rule of FlashAttention's tests.
 """
 

@@ -1,0 +1,98 @@
+"""Which of fastres's own kernels have been verified, on which architecture.
+
+`auto` runs a kernel of ours only where a record says that every case of `fastres.selftest` passed on such hardware with
+these very sources. Records are of two kinds: those that came with the package, and those that `fastres selftest` wrote
+on this machine. A library's backend (oneDNN, cuDNN) needs none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+_FILE = "verified.json"
+
+
+class Record(NamedTuple):
+    """One verification: the backend, the architecture ("sm_90"), and the fingerprint of the kernels' sources."""
+
+    backend: str
+    architecture: str
+    fingerprint: str
+
+
+def architecture(device: torch.device) -> str:
+    """What kernels are compiled for: "sm_90" for a GPU of compute capability 9.0, "cpu" for the CPU."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def obstacle(backend: str, fingerprint: str, device: torch.device) -> str | None:
+    """Why `auto` may not run kernels of this fingerprint on `device`, or None where they are verified there."""
+    here = architecture(device)
+    if Record(backend, here, fingerprint) in records():
+        return None
+    return f"its kernels are not verified on {here}: `fastres selftest --backend {backend}` does it"
+
+
+@cache
+def records() -> frozenset[Record]:
+    """Every record, the package's and this machine's. A damaged file counts as empty, with a warning."""
+    packaged = files("fastres.data") / _FILE
+    return frozenset(_parse(packaged.read_text() if packaged.is_file() else "[]", str(packaged))) | _local()
+
+
+def add(record: Record) -> Path:
+    """Adds a record to this machine's file, atomically, and returns the file. Raises OSError where that fails."""
+    path = local_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([entry._asdict() for entry in sorted(_local() | {record})], indent=2)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_FILE, delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(text + "\n")
+            file.close()
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    records.cache_clear()
+    return path
+
+
+def local_path() -> Path:
+    """This machine's file: in FASTRES_CACHE, or `fastres` in the user's cache folder."""
+    folder = os.environ.get("FASTRES_CACHE")
+    if folder:
+        return Path(folder) / _FILE
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastres" / _FILE
+
+
+def _local() -> frozenset[Record]:
+    path = local_path()
+    try:
+        return frozenset(_parse(path.read_text(), str(path)))
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, UnicodeDecodeError) as error:
+        warnings.warn(f"cannot read {path}: {error}; taken as empty", stacklevel=2)
+        return frozenset()
+
+
+def _parse(text: str, origin: str) -> list[Record]:
+    try:
+        entries: Any = json.loads(text)
+        return [Record(**{field: str(entry[field]) for field in Record._fields}) for entry in entries]
+    except (ValueError, TypeError, KeyError) as error:
+        warnings.warn(f"{origin} is no list of verification records ({error!r}); taken as empty", stacklevel=2)
+        return []

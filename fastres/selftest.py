@@ -1,0 +1,204 @@
+"""The cases that verify a backend's kernels on a device: the same for an installed `fastres selftest` and for pytest.
+
+Every case runs one fused operator on the backend by name, with NaN in the memory that its output may land in, and holds
+the result against the float64 oracle on the CPU by `measure.parity`'s rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops, reference  # noqa: F401  ops registers torch.ops.fastres
+from .backends import registry, verification
+from .layer import ConvBN
+from .measure.parity import ParityError, check
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+PASSED, FAILED, DECLINED = "passed", "failed", "declined"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A convolution's problem: [n, c, h, w] to `k` channels by an r x r filter."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+    r: int = 1
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        text = f"{self.n}x{self.c}x{self.h}x{self.w} {self.r}x{self.r} to {self.k}"
+        extras = {"stride": self.stride, "dilation": self.dilation, "groups": self.groups}
+        return text + "".join(f", {name} {value}" for name, value in extras.items() if value != 1)
+
+
+# Sizes that no tile divides, more than one tile each way at both strides, images of 7 and of 1, channels that vector
+# loads do not fit, and every kind of layer that the family has.
+GEOMETRIES = (
+    Geometry(2, 64, 15, 17, 256),
+    Geometry(1, 256, 7, 7, 64),
+    Geometry(3, 130, 9, 9, 72),
+    Geometry(2, 96, 15, 15, 200, stride=2),
+    Geometry(5, 32, 1, 1, 48),
+    Geometry(1, 64, 14, 13, 64, 3, padding=1),
+    Geometry(2, 48, 15, 17, 136, 3, 2, 1),
+    Geometry(2, 40, 9, 7, 24, 3, padding=2, dilation=2),
+    Geometry(1, 5, 6, 5, 7, 3, padding=1),
+    Geometry(1, 512, 7, 7, 96, 3, padding=1),
+    Geometry(2, 3, 33, 31, 64, 7, 2, 3),
+    Geometry(2, 128, 8, 9, 128, 3, 1, 1, groups=32),
+    Geometry(1, 96, 9, 9, 192, 3, 2, 1, groups=12),
+)
+PROJECTIONS = (
+    (Geometry(2, 64, 15, 14, 256), Geometry(2, 64, 15, 14, 256)),
+    (Geometry(2, 48, 7, 7, 136), Geometry(2, 40, 13, 14, 136, stride=2)),
+    (Geometry(1, 24, 9, 9, 64, 3, padding=1), Geometry(1, 16, 17, 17, 64, stride=2)),
+)
+STEMS = (Geometry(2, 3, 64, 48, 64, 7, 2, 3), Geometry(1, 3, 33, 35, 64, 7, 2, 3))
+POOL = (3, 2, 1)  # the stem's max pool: kernel, stride, padding
+HEADS = (Geometry(3, 512, 7, 7, 1000), Geometry(1, 2048, 3, 5, 10))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of one operator. `special` plants NaN and infinities in the input."""
+
+    operator: str
+    geometry: Geometry
+    dtype: torch.dtype
+    relu: bool = True
+    residual: bool = False
+    shortcut: Geometry | None = None
+    special: bool = False
+
+    def __str__(self) -> str:
+        flags = [name for name in ("relu", "residual", "special") if getattr(self, name)]
+        shortcut = "" if self.shortcut is None else f" and {self.shortcut}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.operator} {dtype} {self.geometry}{shortcut} [{' '.join(flags)}]"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: PASSED with the errors, FAILED with what is wrong, or DECLINED with the reason."""
+
+    case: Case
+    status: str
+    detail: str
+
+
+def cases(dtypes: Sequence[torch.dtype] = FLOATS) -> Iterator[Case]:
+    """Every case, the quick and common first."""
+    for dtype in dtypes:
+        for geometry, relu, residual in product(GEOMETRIES, (True, False), (False, True)):
+            yield Case("conv_bn_act", geometry, dtype, relu, residual)
+        for geometry, shortcut in PROJECTIONS:
+            yield Case("projection", geometry, dtype, shortcut=shortcut)
+        for geometry in STEMS:
+            yield Case("stem", geometry, dtype)
+        for geometry in HEADS:
+            yield Case("head", geometry, dtype, relu=False)
+        yield Case("conv_bn_act", GEOMETRIES[0], dtype, residual=True, special=True)
+        yield Case("conv_bn_act", GEOMETRIES[6], dtype, relu=False, special=True)
+
+
+def run(case: Case, backend: str, device: torch.device) -> Outcome:
+    """Runs one case on `backend`, whatever the resolver would choose.
+
+    Raises BackendError where the backend is not available at all; everything else is in the outcome.
+    """
+    if case.special and case.relu and not registry.get(backend).relu_keeps_nan:
+        return Outcome(case, DECLINED, f"backend {backend!r}: NaN through its ReLU is the library's choice")
+    problem = [_to(value, device, case.dtype) for value in _problem(case)]
+    expected = _reference(case, [_to(value, torch.device("cpu"), torch.float64) for value in problem])
+    with torch.no_grad():
+        try:
+            baseline = _reference(case, problem)
+        except RuntimeError as error:
+            return Outcome(case, DECLINED, f"PyTorch cannot run it: {str(error).splitlines()[0]}")
+        torch.full_like(baseline, float("nan"))  # freed at once: where the allocator will put the output
+        try:
+            result = _operator(case, problem, backend)
+        except registry.BackendError as error:
+            return Outcome(case, DECLINED, str(error))
+        except RuntimeError as error:
+            return Outcome(case, FAILED, str(error).splitlines()[0])
+    try:
+        return Outcome(case, PASSED, str(check(result, expected, baseline)))
+    except ParityError as error:
+        return Outcome(case, FAILED, str(error))
+
+
+def verify(backend: str, device: torch.device, outcomes: Sequence[Outcome]) -> verification.Record | None:
+    """The record that `outcomes`, those of every case, amount to; None unless they verify kernels of ours on a GPU."""
+    fingerprint = registry.get(backend).fingerprint()
+    statuses = {outcome.status for outcome in outcomes}
+    if fingerprint is None or device.type != "cuda" or FAILED in statuses or PASSED not in statuses:
+        return None
+    return verification.Record(backend, verification.architecture(device), fingerprint)
+
+
+def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:
+    """A float32 convolution and BatchNorm with nothing at its default: gammas negative and zero, variances tiny."""
+    g = geometry
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    gamma, var = normal(g.k) + 0.5, torch.rand(g.k, generator=generator) + 0.3
+    gamma[::5] = 0
+    weight = normal(g.k, g.c // g.groups, g.r, g.r) / (g.c // g.groups * g.r * g.r) ** 0.5
+    weight[1::7] *= 1e-3
+    var[1::7] = 1e-6
+    vectors = normal(g.k) * 0.3, gamma, normal(g.k) * 0.3, normal(g.k) * 0.3, var, None, 1e-5
+    return ConvBN(weight, *vectors, (g.stride,) * 2, (g.padding,) * 2, (g.dilation,) * 2, g.groups)
+
+
+def _problem(case: Case) -> list[Any]:
+    """The operator's inputs in float32: x, and by operator the layer, the residual, the second input and layer."""
+    generator = torch.Generator().manual_seed(0)
+    g = case.geometry
+    x = torch.randn((g.n, g.c, g.h, g.w), generator=generator)
+    if case.special:
+        x[0, 0, 0, 0], x[-1, -1, -1, -1], x[0, 1, 2, 3] = float("nan"), float("inf"), float("-inf")
+    if case.operator == "head":
+        return [x, torch.randn((g.k, g.c), generator=generator) / g.c**0.5, torch.randn(g.k, generator=generator)]
+    first = layer(g, generator)
+    if case.operator == "stem":
+        return [x, first]
+    if case.shortcut is not None:
+        s = case.shortcut
+        return [x, first, torch.randn((s.n, s.c, s.h, s.w), generator=generator), layer(s, generator)]
+    return [x, first, torch.randn(first.out_size(x), generator=generator) if case.residual else None]
+
+
+def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, ConvBN):
+        return ConvBN._make(_to(field, device, dtype) if isinstance(field, Tensor) else field for field in value)
+    return None if value is None else value.to(device, dtype)
+
+
+def _reference(case: Case, problem: list[Any]) -> Tensor:
+    return getattr(reference, case.operator)(*problem, *_flags(case))
+
+
+def _operator(case: Case, problem: list[Any], backend: str) -> Tensor:
+    operator = getattr(torch.ops.fastres, case.operator).default
+    spread = [field for value in problem for field in (value if isinstance(value, ConvBN) else (value,))]
+    return operator(*spread, *_flags(case), backend)
+
+
+def _flags(case: Case) -> tuple[Any, ...]:
+    return {"conv_bn_act": (case.relu,), "stem": POOL}.get(case.operator, ())

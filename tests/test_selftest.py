@@ -1,0 +1,151 @@
+"""The cases that verify a backend catch a wrong one, and `auto` runs our kernels only where a record says they may."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastres import selftest
+from fastres.backends import registry, verification
+from fastres.backends.reference import Reference
+from fastres.cli import main
+
+CPU = torch.device("cpu")
+
+
+class Ours(Reference):
+    """Stands for a backend of our own kernels."""
+
+    name = "ours"
+    sources = "v1"
+
+    def fingerprint(self) -> str:
+        return self.sources
+
+
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ours:
+    backend = Ours()
+    monkeypatch.setitem(registry._registered, "ours", backend)
+    monkeypatch.setattr(registry, "AUTO_ORDER", ("ours", *registry.AUTO_ORDER))
+    monkeypatch.setenv("FASTRES_CACHE", str(tmp_path))
+    verification.records.cache_clear()
+    yield backend
+    verification.records.cache_clear()
+
+
+def chosen() -> tuple[str, str]:
+    """What `auto` runs a convolution on, and the reason given."""
+    case = next(selftest.cases([torch.float32]))
+    x, layer, _ = selftest._problem(case)
+    with registry.recording() as choices:
+        registry.resolve(x, layer)
+    return choices[0].backend, choices[0].reason
+
+
+@pytest.mark.parametrize("dtype", selftest.FLOATS, ids=str)
+def test_every_backend_of_this_machine_passes(backend: str, dtype: torch.dtype) -> None:
+    outcomes = [selftest.run(case, backend, CPU) for case in selftest.cases([dtype])]
+    assert not [f"{o.case}: {o.detail}" for o in outcomes if o.status == selftest.FAILED]
+    if backend == "reference":
+        assert all(o.status == selftest.PASSED for o in outcomes)
+
+
+class DropsResidual(Ours):
+    def conv(self, x: Tensor, prepared: Any, relu: bool, residual: Any = None, overwrite: bool = False) -> Tensor:
+        return super().conv(x, prepared, relu)
+
+
+class LosesNaN(Ours):
+    def conv(self, x: Tensor, prepared: Any, relu: bool, residual: Any = None, overwrite: bool = False) -> Tensor:
+        return super().conv(x, prepared, relu, residual).nan_to_num(0)
+
+
+class LeavesACorner(Ours):
+    def conv(self, x: Tensor, prepared: Any, relu: bool, residual: Any = None, overwrite: bool = False) -> Tensor:
+        y = super().conv(x, prepared, relu, residual)
+        y[-1, -1, -1, -1] = torch.empty(1)[0] if y.shape[1] % 8 == 0 else float("nan")
+        return y
+
+
+class Rounds(Ours):
+    def conv(self, x: Tensor, prepared: Any, relu: bool, residual: Any = None, overwrite: bool = False) -> Tensor:
+        return super().conv(x.bfloat16().to(x.dtype), prepared, relu, residual)
+
+
+class Breaks(Ours):
+    def conv(self, x: Tensor, prepared: Any, relu: bool, residual: Any = None, overwrite: bool = False) -> Tensor:
+        raise RuntimeError("CUDA error: misaligned address\nsecond line")
+
+
+@pytest.mark.parametrize("wrong", [DropsResidual, LosesNaN, LeavesACorner, Rounds, Breaks])
+def test_a_wrong_backend_fails(ours: Ours, monkeypatch: pytest.MonkeyPatch, wrong: type[Ours]) -> None:
+    monkeypatch.setitem(registry._registered, "ours", wrong())
+    outcomes = [selftest.run(case, "ours", CPU) for case in selftest.cases([torch.float32])]
+    assert any(o.status == selftest.FAILED for o in outcomes)
+    assert selftest.verify("ours", torch.device("cuda"), outcomes) is None
+
+
+def test_auto_waits_for_a_record(ours: Ours) -> None:
+    backend, reason = chosen()
+    assert backend == "onednn"
+    assert "ours: its kernels are not verified on cpu" in reason
+    verification.add(verification.Record("ours", "cpu", "v1"))
+    assert chosen()[0] == "ours"
+    ours.sources = "v2"
+    assert chosen()[0] == "onednn"
+
+
+def test_a_name_needs_no_record(ours: Ours) -> None:
+    case = next(selftest.cases([torch.float32]))
+    x, layer, _ = selftest._problem(case)
+    assert registry.resolve(x, layer, "ours") is ours
+
+
+def test_a_cpu_verifies_nothing(ours: Ours) -> None:
+    outcomes = [selftest.run(case, "ours", CPU) for case in list(selftest.cases([torch.float32]))[:3]]
+    assert selftest.verify("ours", CPU, outcomes) is None
+
+
+def test_records_accumulate(ours: Ours) -> None:
+    verification.add(verification.Record("ours", "sm_80", "v1"))
+    path = verification.add(verification.Record("ours", "sm_90", "v1"))
+    assert path == verification.local_path()
+    assert [entry["architecture"] for entry in json.loads(path.read_text())] == ["sm_80", "sm_90"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '[{"backend": "ours"}]', '"text"', "\xff\xfe"])
+def test_a_damaged_file_is_empty_with_a_warning(ours: Ours, content: str) -> None:
+    path = verification.local_path()
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.warns(UserWarning, match="taken as empty"):
+        assert chosen()[0] == "onednn"
+    with pytest.warns(UserWarning, match="taken as empty"):
+        verification.add(verification.Record("ours", "cpu", "v1"))
+    assert chosen()[0] == "ours"
+
+
+def test_command(ours: Ours, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "--backend", "ours", "--dtype", "float32", "--device", "cpu"]) == 0
+    assert "ours on cpu: 61 passed" in capsys.readouterr().out
+
+
+def test_command_fails_with_the_cases_named(
+    ours: Ours, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(registry._registered, "ours", Breaks())
+    assert main(["selftest", "--backend", "ours", "--dtype", "float32", "--device", "cpu"]) == 1
+    out = capsys.readouterr().out
+    assert "ours: FAILED conv_bn_act float32 2x64x15x17 1x1 to 256 [relu]: CUDA error: misaligned address\n" in out
+    assert "second line" not in out
+
+
+def test_command_rejects_auto(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["selftest", "--backend", "auto"]) == 2
+    assert "--backend" in capsys.readouterr().err
