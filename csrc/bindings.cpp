@@ -4,26 +4,32 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "params.h"
 
 namespace py = pybind11;
+using namespace fastres;
 
 namespace {
 
 // What was built, with what, and if CUDA was left out, why.
 py::dict build_info() {
   py::dict info;
+  std::vector<KernelName> kernels;
   info["compiler"] = FASTRES_COMPILER;
 #ifdef FASTRES_CUDA
   info["cuda"] = FASTRES_CUDA_VERSION;
+  append_conv_sm80_names(kernels);
 #else
   info["cuda"] = py::none();
 #endif
   info["cuda_missing"] = std::string(FASTRES_CUDA_WHY);
   info["archs"] = py::str(FASTRES_ARCHS).attr("split")();
-  info["kernels"] = std::vector<std::string>{};
+  py::dict names;  // symbol -> stem of its PTX file
+  for (const KernelName& kernel : kernels) names[py::str(kernel.symbol)] = kernel.ptx;
+  info["kernels"] = names;
 #ifdef FASTRES_EMULATOR
   info["emulator"] = true;
 #else
@@ -32,9 +38,100 @@ py::dict build_info() {
   return info;
 }
 
+#ifdef FASTRES_CUDA
+
+template <class T = void>
+T* address(uintptr_t value) {
+  return reinterpret_cast<T*>(value);
+}
+
+py::tuple triple(const Dim3& size) {
+  return py::make_tuple(size.x, size.y, size.z);
+}
+
+void bind_plan(py::module_& m) {
+  py::enum_<DType>(m, "DType").value("bf16", DType::kBf16).value("fp16", DType::kFp16).value("tf32", DType::kTf32);
+
+  py::class_<Plan>(m, "Plan", "One kernel launch, worked out on the host: what a GPU and the emulator are both given.")
+      .def_readonly("symbol", &Plan::symbol)
+      .def_readonly("ptx", &Plan::ptx)
+      .def_readonly("shared_bytes", &Plan::shared_bytes)
+      .def_property_readonly("grid", [](const Plan& plan) { return triple(plan.grid); })
+      .def_property_readonly("block", [](const Plan& plan) { return triple(plan.block); })
+      .def_property_readonly("cluster", [](const Plan& plan) { return triple(plan.cluster); })
+      .def_property_readonly("params", [](const Plan& plan) {
+        return py::bytes(reinterpret_cast<const char*>(plan.params.data()), plan.params.size());
+      });
+  m.def("launch", &launch, py::arg("plan"), py::arg("stream"),
+        "Queues the plan on a CUDA stream of the current device. Raises RuntimeError with CUDA's own words.");
+}
+
+void bind_conv(py::module_& m) {
+  using Pair = std::tuple<int, int>;
+  py::class_<ConvOperand>(m, "ConvOperand", "x [N, H, W, C], weight [K, R, S, C / groups] with padded rows, geometry.")
+      .def(py::init([](uintptr_t x, uintptr_t weight, std::tuple<int, int, int> image, Pair kernel, Pair stride,
+                       Pair padding, Pair dilation, int weight_pitch) {
+             const auto [h, w, c] = image;
+             const auto [r, s] = kernel;
+             const auto [stride_h, stride_w] = stride;
+             const auto [pad_h, pad_w] = padding;
+             const auto [dilation_h, dilation_w] = dilation;
+             return ConvOperand{address(x), address(weight), h,     w,     c,          r,          s,
+                                stride_h,   stride_w,        pad_h, pad_w, dilation_h, dilation_w, weight_pitch};
+           }),
+           py::arg("x"), py::arg("weight"), py::arg("image"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+           py::arg("dilation"), py::arg("weight_pitch"));
+
+  py::class_<ConvParams>(m, "ConvProblem", "act(conv(operand 0) [+ conv(operand 1)] + bias [+ residual]).")
+      .def(py::init([](const std::vector<ConvOperand>& operands, std::tuple<int, int, int, int> output, int groups,
+                       uintptr_t bias, uintptr_t residual, uintptr_t y, bool relu) {
+             if (operands.empty() || operands.size() > 2) throw std::invalid_argument("operands: expected one or two");
+             const auto [n, p, q, k] = output;
+             return ConvParams{{operands.front(), operands.back()},
+                               static_cast<int>(operands.size()),
+                               n,
+                               p,
+                               q,
+                               k,
+                               groups,
+                               address<float>(bias),
+                               address(residual),
+                               address(y),
+                               nullptr,
+                               1,
+                               relu};
+           }),
+           py::arg("operands"), py::arg("output"), py::arg("groups"), py::arg("bias"), py::arg("residual"),
+           py::arg("y"), py::arg("relu"));
+
+  m.def(
+      "conv_sm80_tile",
+      [](DType dtype, const ConvParams& params, int sms, int m, int n, int splits) {
+        ConvTile tile{m, n, splits};
+        const size_t workspace = conv_sm80_workspace(dtype, params, sms, tile);
+        return py::make_tuple(tile.m, tile.n, tile.splits, workspace);
+      },
+      py::arg("dtype"), py::arg("problem"), py::arg("sms"), py::arg("m") = 0, py::arg("n") = 0, py::arg("splits") = 0,
+      "(m, n, splits, workspace in floats) for a GPU of `sms` multiprocessors; what is 0 is chosen.");
+  m.def(
+      "conv_sm80_plan",
+      [](DType dtype, ConvParams params, int m, int n, int splits, uintptr_t workspace) {
+        params.partial = address<float>(workspace);
+        return plan_conv_sm80(dtype, params, ConvTile{m, n, splits});
+      },
+      py::arg("dtype"), py::arg("problem"), py::arg("m"), py::arg("n"), py::arg("splits"), py::arg("workspace"),
+      "The launches of a convolution, in order. Raises ValueError for what would corrupt memory.");
+}
+
+#endif  // FASTRES_CUDA
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native code of fastres: CUDA kernel launchers and the PTX emulator.";
   m.def("build_info", &build_info, "What was built: compiler, cuda, cuda_missing, archs, kernels, emulator.");
+#ifdef FASTRES_CUDA
+  bind_plan(m);
+  bind_conv(m);
+#endif
 }

@@ -1,4 +1,8 @@
 // Plain-old-data problem descriptions, and what a launcher makes of them. Knows neither Python nor torch.
+//
+// A `plan_*` function is pure host code: it checks what would corrupt memory (std::invalid_argument names the field),
+// picks a kernel and works out its launch. Sizes are in elements, addresses are those of device memory (or, for
+// the emulator, of host memory).
 #pragma once
 
 #include <cstddef>
@@ -8,6 +12,8 @@
 #include <vector>
 
 namespace fastres {
+
+enum class DType : int32_t { kBf16, kFp16, kTf32 };  // kTf32: float32 in memory, rounded to TF32 for the tensor cores
 
 struct Dim3 {
   uint32_t x = 1, y = 1, z = 1;
@@ -28,5 +34,47 @@ struct Plan {
 // Queues the plan on a CUDA stream (0: the default stream) of the current device. Throws std::runtime_error with the
 // kernel's name and CUDA's own words.
 void launch(const Plan& plan, uintptr_t stream);
+
+// Every kernel of this build, and the PTX file that has it.
+struct KernelName {
+  std::string symbol, ptx;
+};
+void append_conv_sm80_names(std::vector<KernelName>& names);
+
+// --- convolution -----------------------------------------------------------------------------------------------------
+
+// An input and the weights it meets. H, W, C: the input's size; R, S: the filter's.
+struct ConvOperand {
+  const void* x;       // [N, H, W, C]
+  const void* weight;  // [K, weight_pitch]: [K, R, S, C / groups], each filter's row padded with zeros
+  int32_t h, w, c, r, s;
+  int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int32_t weight_pitch;  // elements; a multiple of 16 bytes
+};
+
+// y = act(conv(operand 0) [+ conv(operand 1)] + bias [+ residual]). The second operand is the projection shortcut.
+struct ConvParams {
+  ConvOperand operand[2];
+  int32_t operands;
+  int32_t n, p, q, k, groups;  // y is [N, P, Q, K]
+  const float* bias;           // [K]
+  const void* residual;        // like y, or null
+  void* y;
+  float* partial;  // [splits, N * P * Q, K] where the sum over depth is split, else null
+  int32_t splits;
+  int32_t relu;
+};
+
+// How to compute it. Zero lets the plan choose.
+struct ConvTile {
+  int32_t m = 0, n = 0, splits = 0;
+};
+
+// Floats that `partial` must hold for this choice of tile: 0 where nothing is split. `sms`: multiprocessors of the GPU.
+// Fills `tile` with the choice.
+size_t conv_sm80_workspace(DType dtype, const ConvParams& params, int sms, ConvTile& tile);
+
+// One launch, or two where the sum over depth is split. `tile` is what conv_sm80_workspace filled.
+std::vector<Plan> plan_conv_sm80(DType dtype, const ConvParams& params, const ConvTile& tile);
 
 }  // namespace fastres
