@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -22,6 +24,7 @@ py::dict build_info() {
 #ifdef FASTRES_CUDA
   info["cuda"] = FASTRES_CUDA_VERSION;
   append_conv_sm80_names(kernels);
+  append_stem_names(kernels);
 #else
   info["cuda"] = py::none();
 #endif
@@ -123,6 +126,32 @@ void bind_conv(py::module_& m) {
       "The launches of a convolution, in order. Raises ValueError for what would corrupt memory.");
 }
 
+void bind_stem(py::module_& m) {
+  using Quad = std::tuple<int, int, int, int>;
+  m.def(
+      "stem_plan",
+      [](DType dtype, bool uint8_input, uintptr_t x, Quad shape, std::array<int64_t, 4> strides, uintptr_t weight,
+         uintptr_t bias, uintptr_t y, std::tuple<int, int> conv, std::tuple<int, int> pooled, int filters,
+         std::array<float, 4> scale, std::array<float, 4> shift) {
+        StemParams params{};
+        params.x = address(x), params.weight = address(weight), params.bias = address<float>(bias);
+        params.y = address(y);
+        std::tie(params.n, params.c, params.h, params.w) = shape;
+        params.stride_n = strides[0], params.stride_c = strides[1];
+        params.stride_h = strides[2], params.stride_w = strides[3];
+        std::tie(params.p, params.q) = conv;
+        std::tie(params.pooled_p, params.pooled_q) = pooled;
+        params.k = filters;
+        std::copy(scale.begin(), scale.end(), params.scale);
+        std::copy(shift.begin(), shift.end(), params.shift);
+        return plan_stem(dtype, uint8_input, params);
+      },
+      py::arg("dtype"), py::arg("uint8_input"), py::arg("x"), py::arg("shape"), py::arg("strides"), py::arg("weight"),
+      py::arg("bias"), py::arg("y"), py::arg("conv"), py::arg("pooled"), py::arg("filters"), py::arg("scale"),
+      py::arg("shift"),
+      "The launch of max_pool(relu(conv7x7/2(x * scale + shift) + bias)); shape and strides are NCHW.");
+}
+
 #endif  // FASTRES_CUDA
 
 }  // namespace
@@ -133,5 +162,6 @@ PYBIND11_MODULE(_C, m) {
 #ifdef FASTRES_CUDA
   bind_plan(m);
   bind_conv(m);
+  bind_stem(m);
 #endif
 }

@@ -77,4 +77,26 @@ size_t conv_sm80_workspace(DType dtype, const ConvParams& params, int sms, ConvT
 // One launch, or two where the sum over depth is split. `tile` is what conv_sm80_workspace filled.
 std::vector<Plan> plan_conv_sm80(DType dtype, const ConvParams& params, const ConvTile& tile);
 
+// --- stem ------------------------------------------------------------------------------------------------------------
+
+constexpr int kStemFilters = 64;       // filters come in blocks of so many
+constexpr int kStemDepth = 7 * 8 * 4;  // elements of a filter
+
+// y = max_pool(relu(conv(v) + bias)): 7x7/2 convolution with padding 3, 3x3/2 pool with padding 1. v is x, or
+// x * scale + shift for 8-bit x.
+struct StemParams {
+  const void* x;  // [N, H, W, C] with these strides, in elements
+  int64_t stride_n, stride_h, stride_w, stride_c;
+  const void* weight;  // [K rounded up to 64, 7, 8, 4], zeros where a filter has no tap or channel
+  const float* bias;   // [K]
+  void* y;             // [N, pooled P, pooled Q, K]
+  float scale[4], shift[4];
+  int32_t n, h, w, c, k;
+  int32_t p, q;                // of the convolution
+  int32_t pooled_p, pooled_q;  // of the pool
+};
+
+Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params);
+void append_stem_names(std::vector<KernelName>& names);
+
 }  // namespace fastres

@@ -16,6 +16,11 @@ struct Bf16 {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
   }
+  static __device__ __forceinline__ uint32_t max(uint32_t a, uint32_t b) {  // of pairs; NaN if either is
+    uint32_t most;
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+    return most;
+  }
 };
 
 struct Fp16 {
@@ -31,6 +36,11 @@ struct Fp16 {
     uint32_t pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
+  }
+  static __device__ __forceinline__ uint32_t max(uint32_t a, uint32_t b) {  // of pairs; NaN if either is
+    uint32_t most;
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+    return most;
   }
 };
 
