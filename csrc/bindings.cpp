@@ -25,6 +25,7 @@ py::dict build_info() {
   info["cuda"] = FASTRES_CUDA_VERSION;
   append_conv_sm80_names(kernels);
   append_stem_names(kernels);
+  append_bn_act_names(kernels);
 #else
   info["cuda"] = py::none();
 #endif
@@ -152,6 +153,49 @@ void bind_stem(py::module_& m) {
       "The launch of max_pool(relu(conv7x7/2(x * scale + shift) + bias)); shape and strides are NCHW.");
 }
 
+void bind_bn_act(py::module_& m) {
+  py::enum_<BnActPass>(m, "BnActPass")
+      .value("statistics", BnActPass::kStatistics)
+      .value("apply", BnActPass::kApply)
+      .value("sums", BnActPass::kSums)
+      .value("backward", BnActPass::kBackward);
+  m.def("bn_act_slabs", &bn_act_slabs, py::arg("dtype"), py::arg("rows"), py::arg("channels"),
+        "The slabs of rows that `partial` has room for.");
+  m.def(
+      "bn_act_plan",
+      [](DType dtype, BnActPass pass, int64_t rows, int channels, bool relu, uintptr_t x, uintptr_t residual,
+         uintptr_t gradient, uintptr_t output, uintptr_t y, uintptr_t gradient_residual, uintptr_t scale,
+         uintptr_t shift, uintptr_t scale2, uintptr_t shift2, uintptr_t mean, uintptr_t invstd, uintptr_t partial,
+         uintptr_t result) {
+        return plan_bn_act(dtype, pass,
+                           BnActParams{rows,
+                                       channels,
+                                       relu,
+                                       address(x),
+                                       address(residual),
+                                       address(gradient),
+                                       address(output),
+                                       address(y),
+                                       address(gradient_residual),
+                                       address<float>(scale),
+                                       address<float>(shift),
+                                       address<float>(scale2),
+                                       address<float>(shift2),
+                                       address<float>(mean),
+                                       address<float>(invstd),
+                                       address(partial),
+                                       address(result),
+                                       0,
+                                       0,
+                                       0});
+      },
+      py::arg("dtype"), py::arg("pass_"), py::arg("rows"), py::arg("channels"), py::kw_only(), py::arg("relu") = false,
+      py::arg("x"), py::arg("residual") = 0, py::arg("gradient") = 0, py::arg("output") = 0, py::arg("y") = 0,
+      py::arg("gradient_residual") = 0, py::arg("scale") = 0, py::arg("shift") = 0, py::arg("scale2") = 0,
+      py::arg("shift2") = 0, py::arg("mean") = 0, py::arg("invstd") = 0, py::arg("partial") = 0, py::arg("result") = 0,
+      "The launches of one pass, in order. Raises ValueError for what would corrupt memory.");
+}
+
 #endif  // FASTRES_CUDA
 
 }  // namespace
@@ -163,5 +207,6 @@ PYBIND11_MODULE(_C, m) {
   bind_plan(m);
   bind_conv(m);
   bind_stem(m);
+  bind_bn_act(m);
 #endif
 }

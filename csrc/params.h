@@ -99,4 +99,31 @@ struct StemParams {
 Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params);
 void append_stem_names(std::vector<KernelName>& names);
 
+// --- BatchNorm, ReLU, residual
+// -----------------------------------------------------------------------------------------
+
+enum class BnActPass : int32_t { kStatistics, kApply, kSums, kBackward };
+
+// The operands of every pass; one that a pass does not name is null. kTf32 stands for float32, used as it is.
+struct BnActParams {
+  int64_t rows;      // N * H * W
+  int32_t channels;  // tensors are [rows, channels]
+  int32_t relu;
+  const void* x;
+  const void* residual;                                          // apply: added; or null
+  const void* gradient;                                          // sums, backward: of the output
+  const void* output;                                            // sums, backward with ReLU: the forward's y
+  void* y;                                                       // apply: the result; backward: the gradient of x
+  void* gradient_residual;                                       // backward: written; or null
+  const float *scale, *shift, *scale2, *shift2, *mean, *invstd;  // [channels]
+  void* partial;                  // floats [slabs, channels, 3] for statistics, [slabs, channels, 2] for sums
+  void* result;                   // floats [channels, 3]: count, mean, m2; or [channels, 2]: sum_g, sum_gx
+  int32_t slabs, lanes, aligned;  // the plan's own
+};
+
+// Slabs of rows that partial results are kept for.
+int bn_act_slabs(DType dtype, int64_t rows, int channels);
+std::vector<Plan> plan_bn_act(DType dtype, BnActPass pass, const BnActParams& params);
+void append_bn_act_names(std::vector<KernelName>& names);
+
 }  // namespace fastres
