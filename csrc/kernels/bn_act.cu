@@ -240,9 +240,9 @@ __device__ void backward(const BnActParams& params) {
 
 }  // namespace
 
-#define FASTRES_DEFINE(name, body, pass, Element)                                                           \
-  extern "C" __global__ void __launch_bounds__(kThreads) name(const __grid_constant__ BnActParams params) { \
-    body(params);                                                                                           \
+#define FASTRES_DEFINE(name, body, pass, Element)                                                              \
+  extern "C" __global__ void __launch_bounds__(kThreads, 3) name(const __grid_constant__ BnActParams params) { \
+    body(params);                                                                                              \
   }
 FASTRES_BN_KERNELS(FASTRES_DEFINE)
 FASTRES_MERGE_KERNELS(FASTRES_DEFINE)
