@@ -3,27 +3,37 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "params.h"
 
 namespace py = pybind11;
+using namespace fastres;
 
 namespace {
 
 // What was built, with what, and if CUDA was left out, why.
 py::dict build_info() {
   py::dict info;
+  std::vector<KernelName> kernels;
   info["compiler"] = FASTRES_COMPILER;
 #ifdef FASTRES_CUDA
   info["cuda"] = FASTRES_CUDA_VERSION;
+  append_conv_sm80_names(kernels);
+  append_stem_names(kernels);
+  append_bn_act_names(kernels);
 #else
   info["cuda"] = py::none();
 #endif
   info["cuda_missing"] = std::string(FASTRES_CUDA_WHY);
   info["archs"] = py::str(FASTRES_ARCHS).attr("split")();
-  info["kernels"] = std::vector<std::string>{};
+  py::dict names;  // symbol -> stem of its PTX file
+  for (const KernelName& kernel : kernels) names[py::str(kernel.symbol)] = kernel.ptx;
+  info["kernels"] = names;
 #ifdef FASTRES_EMULATOR
   info["emulator"] = true;
 #else
@@ -32,9 +42,171 @@ py::dict build_info() {
   return info;
 }
 
+#ifdef FASTRES_CUDA
+
+template <class T = void>
+T* address(uintptr_t value) {
+  return reinterpret_cast<T*>(value);
+}
+
+py::tuple triple(const Dim3& size) {
+  return py::make_tuple(size.x, size.y, size.z);
+}
+
+void bind_plan(py::module_& m) {
+  py::enum_<DType>(m, "DType").value("bf16", DType::kBf16).value("fp16", DType::kFp16).value("tf32", DType::kTf32);
+
+  py::class_<Plan>(m, "Plan", "One kernel launch, worked out on the host: what a GPU and the emulator are both given.")
+      .def_readonly("symbol", &Plan::symbol)
+      .def_readonly("ptx", &Plan::ptx)
+      .def_readonly("shared_bytes", &Plan::shared_bytes)
+      .def_property_readonly("grid", [](const Plan& plan) { return triple(plan.grid); })
+      .def_property_readonly("block", [](const Plan& plan) { return triple(plan.block); })
+      .def_property_readonly("cluster", [](const Plan& plan) { return triple(plan.cluster); })
+      .def_property_readonly("params", [](const Plan& plan) {
+        return py::bytes(reinterpret_cast<const char*>(plan.params.data()), plan.params.size());
+      });
+  m.def("launch", &launch, py::arg("plan"), py::arg("stream"),
+        "Queues the plan on a CUDA stream of the current device. Raises RuntimeError with CUDA's own words.");
+}
+
+void bind_conv(py::module_& m) {
+  using Pair = std::tuple<int, int>;
+  py::class_<ConvOperand>(m, "ConvOperand", "x [N, H, W, C], weight [K, R, S, C / groups] with padded rows, geometry.")
+      .def(py::init([](uintptr_t x, uintptr_t weight, std::tuple<int, int, int> image, Pair kernel, Pair stride,
+                       Pair padding, Pair dilation, int weight_pitch) {
+             const auto [h, w, c] = image;
+             const auto [r, s] = kernel;
+             const auto [stride_h, stride_w] = stride;
+             const auto [pad_h, pad_w] = padding;
+             const auto [dilation_h, dilation_w] = dilation;
+             return ConvOperand{address(x), address(weight), h,     w,     c,          r,          s,
+                                stride_h,   stride_w,        pad_h, pad_w, dilation_h, dilation_w, weight_pitch};
+           }),
+           py::arg("x"), py::arg("weight"), py::arg("image"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
+           py::arg("dilation"), py::arg("weight_pitch"));
+
+  py::class_<ConvParams>(m, "ConvProblem", "act(conv(operand 0) [+ conv(operand 1)] + bias [+ residual]).")
+      .def(py::init([](const std::vector<ConvOperand>& operands, std::tuple<int, int, int, int> output, int groups,
+                       uintptr_t bias, uintptr_t residual, uintptr_t y, bool relu) {
+             if (operands.empty() || operands.size() > 2) throw std::invalid_argument("operands: expected one or two");
+             const auto [n, p, q, k] = output;
+             return ConvParams{{operands.front(), operands.back()},
+                               static_cast<int>(operands.size()),
+                               n,
+                               p,
+                               q,
+                               k,
+                               groups,
+                               address<float>(bias),
+                               address(residual),
+                               address(y),
+                               nullptr,
+                               1,
+                               relu};
+           }),
+           py::arg("operands"), py::arg("output"), py::arg("groups"), py::arg("bias"), py::arg("residual"),
+           py::arg("y"), py::arg("relu"));
+
+  m.def(
+      "conv_sm80_tile",
+      [](DType dtype, const ConvParams& params, int sms, int m, int n, int splits) {
+        ConvTile tile{m, n, splits};
+        const size_t workspace = conv_sm80_workspace(dtype, params, sms, tile);
+        return py::make_tuple(tile.m, tile.n, tile.splits, workspace);
+      },
+      py::arg("dtype"), py::arg("problem"), py::arg("sms"), py::arg("m") = 0, py::arg("n") = 0, py::arg("splits") = 0,
+      "(m, n, splits, workspace in floats) for a GPU of `sms` multiprocessors; what is 0 is chosen.");
+  m.def(
+      "conv_sm80_plan",
+      [](DType dtype, ConvParams params, int m, int n, int splits, uintptr_t workspace) {
+        params.partial = address<float>(workspace);
+        return plan_conv_sm80(dtype, params, ConvTile{m, n, splits});
+      },
+      py::arg("dtype"), py::arg("problem"), py::arg("m"), py::arg("n"), py::arg("splits"), py::arg("workspace"),
+      "The launches of a convolution, in order. Raises ValueError for what would corrupt memory.");
+}
+
+void bind_stem(py::module_& m) {
+  using Quad = std::tuple<int, int, int, int>;
+  m.def(
+      "stem_plan",
+      [](DType dtype, bool uint8_input, uintptr_t x, Quad shape, std::array<int64_t, 4> strides, uintptr_t weight,
+         uintptr_t bias, uintptr_t y, std::tuple<int, int> conv, std::tuple<int, int> pooled, int filters,
+         std::array<float, 4> scale, std::array<float, 4> shift) {
+        StemParams params{};
+        params.x = address(x), params.weight = address(weight), params.bias = address<float>(bias);
+        params.y = address(y);
+        std::tie(params.n, params.c, params.h, params.w) = shape;
+        params.stride_n = strides[0], params.stride_c = strides[1];
+        params.stride_h = strides[2], params.stride_w = strides[3];
+        std::tie(params.p, params.q) = conv;
+        std::tie(params.pooled_p, params.pooled_q) = pooled;
+        params.k = filters;
+        std::copy(scale.begin(), scale.end(), params.scale);
+        std::copy(shift.begin(), shift.end(), params.shift);
+        return plan_stem(dtype, uint8_input, params);
+      },
+      py::arg("dtype"), py::arg("uint8_input"), py::arg("x"), py::arg("shape"), py::arg("strides"), py::arg("weight"),
+      py::arg("bias"), py::arg("y"), py::arg("conv"), py::arg("pooled"), py::arg("filters"), py::arg("scale"),
+      py::arg("shift"),
+      "The launch of max_pool(relu(conv7x7/2(x * scale + shift) + bias)); shape and strides are NCHW.");
+}
+
+void bind_bn_act(py::module_& m) {
+  py::enum_<BnActPass>(m, "BnActPass")
+      .value("statistics", BnActPass::kStatistics)
+      .value("apply", BnActPass::kApply)
+      .value("sums", BnActPass::kSums)
+      .value("backward", BnActPass::kBackward);
+  m.def("bn_act_slabs", &bn_act_slabs, py::arg("dtype"), py::arg("rows"), py::arg("channels"),
+        "The slabs of rows that `partial` has room for.");
+  m.def(
+      "bn_act_plan",
+      [](DType dtype, BnActPass pass, int64_t rows, int channels, bool relu, uintptr_t x, uintptr_t residual,
+         uintptr_t gradient, uintptr_t output, uintptr_t y, uintptr_t gradient_residual, uintptr_t scale,
+         uintptr_t shift, uintptr_t scale2, uintptr_t shift2, uintptr_t mean, uintptr_t invstd, uintptr_t partial,
+         uintptr_t result) {
+        return plan_bn_act(dtype, pass,
+                           BnActParams{rows,
+                                       channels,
+                                       relu,
+                                       address(x),
+                                       address(residual),
+                                       address(gradient),
+                                       address(output),
+                                       address(y),
+                                       address(gradient_residual),
+                                       address<float>(scale),
+                                       address<float>(shift),
+                                       address<float>(scale2),
+                                       address<float>(shift2),
+                                       address<float>(mean),
+                                       address<float>(invstd),
+                                       address(partial),
+                                       address(result),
+                                       0,
+                                       0,
+                                       0});
+      },
+      py::arg("dtype"), py::arg("pass_"), py::arg("rows"), py::arg("channels"), py::kw_only(), py::arg("relu") = false,
+      py::arg("x"), py::arg("residual") = 0, py::arg("gradient") = 0, py::arg("output") = 0, py::arg("y") = 0,
+      py::arg("gradient_residual") = 0, py::arg("scale") = 0, py::arg("shift") = 0, py::arg("scale2") = 0,
+      py::arg("shift2") = 0, py::arg("mean") = 0, py::arg("invstd") = 0, py::arg("partial") = 0, py::arg("result") = 0,
+      "The launches of one pass, in order. Raises ValueError for what would corrupt memory.");
+}
+
+#endif  // FASTRES_CUDA
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native code of fastres: CUDA kernel launchers and the PTX emulator.";
   m.def("build_info", &build_info, "What was built: compiler, cuda, cuda_missing, archs, kernels, emulator.");
+#ifdef FASTRES_CUDA
+  bind_plan(m);
+  bind_conv(m);
+  bind_stem(m);
+  bind_bn_act(m);
+#endif
 }

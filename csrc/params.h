@@ -1,4 +1,8 @@
 // Plain-old-data problem descriptions, and what a launcher makes of them. Knows neither Python nor torch.
+//
+// A `plan_*` function is pure host code: it checks what would corrupt memory (std::invalid_argument names the field),
+// picks a kernel and works out its launch. Sizes are in elements, addresses are those of device memory (or, for
+// the emulator, of host memory).
 #pragma once
 
 #include <cstddef>
@@ -8,6 +12,8 @@
 #include <vector>
 
 namespace fastres {
+
+enum class DType : int32_t { kBf16, kFp16, kTf32 };  // kTf32: float32 in memory, rounded to TF32 for the tensor cores
 
 struct Dim3 {
   uint32_t x = 1, y = 1, z = 1;
@@ -28,5 +34,96 @@ struct Plan {
 // Queues the plan on a CUDA stream (0: the default stream) of the current device. Throws std::runtime_error with the
 // kernel's name and CUDA's own words.
 void launch(const Plan& plan, uintptr_t stream);
+
+// Every kernel of this build, and the PTX file that has it.
+struct KernelName {
+  std::string symbol, ptx;
+};
+void append_conv_sm80_names(std::vector<KernelName>& names);
+
+// --- convolution -----------------------------------------------------------------------------------------------------
+
+// An input and the weights it meets. H, W, C: the input's size; R, S: the filter's.
+struct ConvOperand {
+  const void* x;       // [N, H, W, C]
+  const void* weight;  // [K, weight_pitch]: [K, R, S, C / groups], each filter's row padded with zeros
+  int32_t h, w, c, r, s;
+  int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int32_t weight_pitch;  // elements; a multiple of 16 bytes
+};
+
+// y = act(conv(operand 0) [+ conv(operand 1)] + bias [+ residual]). The second operand is the projection shortcut.
+struct ConvParams {
+  ConvOperand operand[2];
+  int32_t operands;
+  int32_t n, p, q, k, groups;  // y is [N, P, Q, K]
+  const float* bias;           // [K]
+  const void* residual;        // like y, or null
+  void* y;
+  float* partial;  // [splits, N * P * Q, K] where the sum over depth is split, else null
+  int32_t splits;
+  int32_t relu;
+};
+
+// How to compute it. Zero lets the plan choose.
+struct ConvTile {
+  int32_t m = 0, n = 0, splits = 0;
+};
+
+// Floats that `partial` must hold for this choice of tile: 0 where nothing is split. `sms`: multiprocessors of the GPU.
+// Fills `tile` with the choice.
+size_t conv_sm80_workspace(DType dtype, const ConvParams& params, int sms, ConvTile& tile);
+
+// One launch, or two where the sum over depth is split. `tile` is what conv_sm80_workspace filled.
+std::vector<Plan> plan_conv_sm80(DType dtype, const ConvParams& params, const ConvTile& tile);
+
+// --- stem ------------------------------------------------------------------------------------------------------------
+
+constexpr int kStemFilters = 64;       // filters come in blocks of so many
+constexpr int kStemDepth = 7 * 8 * 4;  // elements of a filter
+
+// y = max_pool(relu(conv(v) + bias)): 7x7/2 convolution with padding 3, 3x3/2 pool with padding 1. v is x, or
+// x * scale + shift for 8-bit x.
+struct StemParams {
+  const void* x;  // [N, H, W, C] with these strides, in elements
+  int64_t stride_n, stride_h, stride_w, stride_c;
+  const void* weight;  // [K rounded up to 64, 7, 8, 4], zeros where a filter has no tap or channel
+  const float* bias;   // [K]
+  void* y;             // [N, pooled P, pooled Q, K]
+  float scale[4], shift[4];
+  int32_t n, h, w, c, k;
+  int32_t p, q;                // of the convolution
+  int32_t pooled_p, pooled_q;  // of the pool
+};
+
+Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params);
+void append_stem_names(std::vector<KernelName>& names);
+
+// --- BatchNorm, ReLU, residual
+// -----------------------------------------------------------------------------------------
+
+enum class BnActPass : int32_t { kStatistics, kApply, kSums, kBackward };
+
+// The operands of every pass; one that a pass does not name is null. kTf32 stands for float32, used as it is.
+struct BnActParams {
+  int64_t rows;      // N * H * W
+  int32_t channels;  // tensors are [rows, channels]
+  int32_t relu;
+  const void* x;
+  const void* residual;                                          // apply: added; or null
+  const void* gradient;                                          // sums, backward: of the output
+  const void* output;                                            // sums, backward with ReLU: the forward's y
+  void* y;                                                       // apply: the result; backward: the gradient of x
+  void* gradient_residual;                                       // backward: written; or null
+  const float *scale, *shift, *scale2, *shift2, *mean, *invstd;  // [channels]
+  void* partial;                  // floats [slabs, channels, 3] for statistics, [slabs, channels, 2] for sums
+  void* result;                   // floats [channels, 3]: count, mean, m2; or [channels, 2]: sum_g, sum_gx
+  int32_t slabs, lanes, aligned;  // the plan's own
+};
+
+// Slabs of rows that partial results are kept for.
+int bn_act_slabs(DType dtype, int64_t rows, int channels);
+std::vector<Plan> plan_bn_act(DType dtype, BnActPass pass, const BnActParams& params);
+void append_bn_act_names(std::vector<KernelName>& names);
 
 }  // namespace fastres
