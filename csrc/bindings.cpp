@@ -7,6 +7,9 @@
 #include <vector>
 
 #include "params.h"
+#ifdef FASTRES_EMULATOR
+#include "emulator/bind_pieces.h"
+#endif
 
 namespace py = pybind11;
 
@@ -37,4 +40,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native code of fastres: CUDA kernel launchers and the PTX emulator.";
   m.def("build_info", &build_info, "What was built: compiler, cuda, cuda_missing, archs, kernels, emulator.");
+#ifdef FASTRES_EMULATOR
+  fastres::emulator::bind_pieces(m);
+#endif
 }
