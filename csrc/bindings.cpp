@@ -9,6 +9,7 @@
 #include "params.h"
 #ifdef FASTRES_EMULATOR
 #include "emulator/bind_pieces.h"
+#include "emulator/emulator.h"
 #endif
 
 namespace py = pybind11;
@@ -41,6 +42,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native code of fastres: CUDA kernel launchers and the PTX emulator.";
   m.def("build_info", &build_info, "What was built: compiler, cuda, cuda_missing, archs, kernels, emulator.");
 #ifdef FASTRES_EMULATOR
+  fastres::emulator::bind_emulator(m);
   fastres::emulator::bind_pieces(m);
 #endif
 }
