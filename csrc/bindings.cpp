@@ -10,6 +10,10 @@
 #include <vector>
 
 #include "params.h"
+#ifdef FASTRES_EMULATOR
+#include "emulator/bind_pieces.h"
+#include "emulator/emulator.h"
+#endif
 
 namespace py = pybind11;
 using namespace fastres;
@@ -208,5 +212,9 @@ PYBIND11_MODULE(_C, m) {
   bind_conv(m);
   bind_stem(m);
   bind_bn_act(m);
+#endif
+#ifdef FASTRES_EMULATOR
+  fastres::emulator::bind_emulator(m);
+  fastres::emulator::bind_pieces(m);
 #endif
 }

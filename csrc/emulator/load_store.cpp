@@ -1,0 +1,131 @@
+// Loads and stores. PTX ISA, "Data Movement and Conversion Instructions": ld, ldu, st, prefetch. Cache hints are taken
+// and ignored.
+#include <cstring>
+
+#include "emulator/addressing.h"
+#include "emulator/lanes.h"
+
+namespace fastres::emulator {
+
+namespace {
+
+// list: the register slots, each times two plus whether it is 64 bits wide. a: bytes of an element, b: kSigned or 0.
+constexpr uint32_t kSigned = 1;
+
+Step run_load(Warp& w, const Instruction& i, Mask mask) {
+  const uint32_t bytes = i.a, total = bytes * static_cast<uint32_t>(i.list.size());
+  uint64_t address[32];
+  lane_addresses(w, i, mask, address);
+  for_lanes(mask, [&](int l) {
+    const uint8_t* from = w.block.machine.memory.access({w, i, l, space_of(i), address[l], total, AccessKind::Read});
+    for (const Slot packed : i.list) {
+      uint64_t value = ~0ull;  // NaN where there was nothing to read
+      if (from != nullptr) {
+        value = 0;
+        std::memcpy(&value, from, bytes);
+        if (i.b & kSigned)
+          value = static_cast<uint64_t>(static_cast<int64_t>(value << (64 - 8 * bytes)) >> (64 - 8 * bytes));
+        from += bytes;
+      }
+      if (packed & 1) {
+        w.lanes<uint64_t>(packed >> 1)[l] = value;
+      } else {
+        w.lanes<uint32_t>(packed >> 1)[l] = static_cast<uint32_t>(value);
+      }
+    }
+  });
+  return Step::Next;
+}
+
+Step run_store(Warp& w, const Instruction& i, Mask mask) {
+  const uint32_t bytes = i.a, total = bytes * static_cast<uint32_t>(i.list.size());
+  uint64_t address[32];
+  lane_addresses(w, i, mask, address);
+  for_lanes(mask, [&](int l) {
+    uint8_t* to = w.block.machine.memory.access({w, i, l, space_of(i), address[l], total, AccessKind::Write});
+    if (to == nullptr) return;
+    for (const Slot packed : i.list) {
+      const uint64_t value = packed & 1 ? w.lanes<uint64_t>(packed >> 1)[l] : w.lanes<uint32_t>(packed >> 1)[l];
+      std::memcpy(to, &value, bytes);
+      to += bytes;
+    }
+  });
+  return Step::Next;
+}
+
+void take_hints(Decoder& d) {
+  d.take_any({"ca", "cg", "cs", "lu", "cv", "wb", "wt"});
+  d.take_any({"L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate"});
+  d.take_any({"L2::evict_last", "L2::evict_normal", "L2::evict_first"});
+  d.take_any({"L2::64B", "L2::128B", "L2::256B"});
+  d.take("nc");
+  d.take("mmio");
+}
+
+void decode_access(Decoder& d, bool load) {
+  Instruction& i = d.instruction();
+  take_ordering(d);
+  take_space(d);
+  take_hints(d);
+  const bool hint = d.take("L2::cache_hint");
+  const std::string vector = d.take_any({"v2", "v4", "v8"});
+  const Type type = d.take_type();
+  d.expect_operands(2 + (hint ? 1 : 0), 2 + (hint ? 1 : 0));
+  take_address(d, d.operand(load ? 1 : 0));
+  const size_t count = vector.empty() ? 1 : static_cast<size_t>(vector[1] - '0');
+  const std::vector<const ptx::Operand*> registers = d.elements(load ? 0 : 1);
+  if (registers.size() != count)
+    d.fail("has " + std::to_string(registers.size()) + " registers, expected " + std::to_string(count));
+  i.a = size_of(type);
+  i.b = is_signed(type) ? kSigned : 0;
+  if (type == Type::B128) {
+    i.a = 8;
+    for (const ptx::Operand* one : registers) {
+      const Slot slot = d.dst(*one, type);
+      i.list.push_back(slot << 1 | 1);
+      i.list.push_back((slot + 64) << 1 | 1);
+    }
+  } else {
+    for (const ptx::Operand* one : registers) {
+      bool wide = false;
+      const Slot slot = load ? d.any_dst(*one, wide) : d.any_src(*one, wide);
+      if (size_of(type) == 8 && !wide) d.fail("register " + one->name + " is too narrow");
+      i.list.push_back(slot << 1 | (wide ? 1 : 0));
+    }
+  }
+  i.run = load ? run_load : run_store;
+}
+
+void decode_ld(Decoder& d) {
+  decode_access(d, true);
+}
+void decode_st(Decoder& d) {
+  decode_access(d, false);
+}
+
+Step run_nothing(Warp&, const Instruction&, Mask) {
+  return Step::Next;
+}
+void decode_prefetch(Decoder& d) {
+  while (!d.take_word().empty()) {
+  }
+  d.instruction().run = run_nothing;
+}
+
+}  // namespace
+
+const Family& memory_family() {
+  static const Family family = {
+      {"ld", decode_ld},
+      {"ldu", decode_ld},
+      {"st", decode_st},
+      {"prefetch", decode_prefetch},
+      {"prefetchu", decode_prefetch},
+      {"discard", decode_prefetch},
+      {"applypriority", decode_prefetch},
+      {"createpolicy", decode_prefetch},
+  };
+  return family;
+}
+
+}  // namespace fastres::emulator
