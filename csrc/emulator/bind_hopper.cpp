@@ -9,6 +9,7 @@
 
 #include "emulator/bind_pieces.h"
 #include "emulator/mbarrier.h"
+#include "emulator/shared_order.h"
 #include "emulator/tensor_map.h"
 #include "emulator/wgmma.h"
 
@@ -70,10 +71,11 @@ std::vector<std::vector<uint64_t>> box_rows(const std::string& blob, const std::
   return rows;
 }
 
-VectorClock clock_of(const std::map<Agent, uint32_t>& times) {
-  VectorClock clock;
-  for (const auto& [agent, time] : times) clock.raise({agent, time});
-  return clock;
+Knowledge knowledge_of(const std::map<Agent, uint32_t>& order, const std::map<Agent, uint32_t>& proxied = {}) {
+  Knowledge known;
+  for (const auto& [agent, time] : order) known.order.raise({agent, time});
+  for (const auto& [agent, time] : proxied) known.proxied.raise({agent, time});
+  return known;
 }
 
 void bind_mbarrier(py::module_& m) {
@@ -85,22 +87,39 @@ void bind_mbarrier(py::module_& m) {
       .def(
           "arrive",
           [](Mbarrier& self, uint32_t count, const std::map<Agent, uint32_t>& clock, bool drop, bool no_complete) {
-            return self.arrive(count, clock_of(clock), drop, no_complete);
+            return self.arrive(count, knowledge_of(clock), drop, no_complete);
           },
           arg("count") = 1, arg("clock") = std::map<Agent, uint32_t>{}, arg("drop") = false, arg("no_complete") = false)
       .def("expect_bytes", &Mbarrier::expect_bytes)
       .def("complete_bytes", [](Mbarrier& self, uint32_t bytes,
-                                uint32_t issued) { return self.complete_bytes(bytes, issued, VectorClock()); })
+                                uint32_t issued) { return self.complete_bytes(bytes, issued, Knowledge()); })
       .def("parity_done", &Mbarrier::parity_done)
       .def("token_done", &Mbarrier::token_done)
       .def("token", &Mbarrier::token)
       .def("watch", &Mbarrier::watch)
       .def("covers",
-           [](const Mbarrier& self, Agent agent, uint32_t time) { return self.released().covers({agent, time}); })
+           [](const Mbarrier& self, Agent agent, uint32_t time) { return self.released().order.covers({agent, time}); })
       .def_property_readonly("phase", &Mbarrier::phase)
       .def("leftover", &Mbarrier::leftover)
       .def("describe", &Mbarrier::describe);
   m.def("pending_count", &Mbarrier::token_pending, "mbarrier.pending_count of a token.");
+}
+
+void bind_shared_order(py::module_& m) {
+  using py::arg;
+  using Times = std::map<Agent, uint32_t>;
+  const auto access = [](SharedOrder& self, bool write, uint32_t address, uint32_t bytes, Agent agent, uint32_t time,
+                         const Times& order, const Times& proxied, bool async, bool atomic) {
+    const SharedAccess how{{agent, time}, async, atomic};
+    const Knowledge known = knowledge_of(order, proxied);
+    const Conflict conflict = write ? self.write(address, bytes, how, known) : self.read(address, bytes, how, known);
+    static const char* const names[] = {"", "race", "proxy"};
+    return names[static_cast<int>(conflict.kind)];
+  };
+  py::class_<SharedOrder>(m, "SharedOrder", "Race detection over shared memory: '', 'race' or 'proxy'.")
+      .def(py::init<uint32_t>())
+      .def("access", access, arg("write"), arg("address"), arg("bytes"), arg("agent"), arg("time"),
+           arg("order") = Times{}, arg("proxied") = Times{}, arg("async_") = false, arg("atomic") = false);
 }
 
 // Shared memory starts at address 0 of `memory`; returns (64, k) of A, and (k, columns) of B.
@@ -137,6 +156,7 @@ Array<float> accumulators(const Array<uint32_t>& registers, const std::string& k
 void bind_hopper(py::module_& m) {
   using py::arg;
   bind_mbarrier(m);
+  bind_shared_order(m);
   m.def(
       "encode_tiled",
       [](const std::string& type, uint64_t address, const std::vector<uint64_t>& sizes,

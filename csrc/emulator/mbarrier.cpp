@@ -33,14 +33,14 @@ std::string Mbarrier::invalidate() {
   return {};
 }
 
-std::string Mbarrier::arrive(uint32_t count, const VectorClock& clock, bool drop, bool no_complete) {
+std::string Mbarrier::arrive(uint32_t count, const Knowledge& known, bool drop, bool no_complete) {
   if (!valid_) return kNotInitialised;
   if (count == 0 || count > pending_) {
     return "arrival of " + number(count) + " where " + number(pending_) + " of " + number(expected_) +
            " are pending in phase " + number(phase_);
   }
   if (no_complete && count == pending_) return "arrive.noComplete would complete phase " + number(phase_);
-  current_.join(clock);
+  current_.join(known);
   pending_ -= count;
   if (drop) expected_ -= count;
   return try_complete();
@@ -53,15 +53,15 @@ std::string Mbarrier::expect_bytes(uint32_t bytes) {
   return {};
 }
 
-std::string Mbarrier::complete_bytes(uint32_t bytes, uint32_t issued, const VectorClock& clock) {
+std::string Mbarrier::complete_bytes(uint32_t bytes, uint32_t issued, const Knowledge& known) {
   if (!valid_) return kNotInitialised;
   std::string error;
   if (issued != phase_) {
     error = number(bytes) + " bytes issued in phase " + number(issued) + " arrive in phase " + number(phase_) +
             ": the phase they belong to expected fewer";
   }
-  current_.join(clock);
-  current_.raise({agent_, issued + 1});
+  current_.join(known);
+  current_.order.raise({agent_, issued + 1});
   bytes_ -= bytes;
   if (bytes_ < -kMaxBytes) error = "transaction bytes fell below -1048575";
   const std::string completion = try_complete();

@@ -27,10 +27,10 @@ class Mbarrier {
 
   // mbarrier.arrive: `drop` (arrive_drop) also lowers the count expected of later phases, `no_complete` promises not to
   // end the phase.
-  std::string arrive(uint32_t count, const VectorClock& clock, bool drop = false, bool no_complete = false);
+  std::string arrive(uint32_t count, const Knowledge& known, bool drop = false, bool no_complete = false);
   std::string expect_bytes(uint32_t bytes);
   // mbarrier.complete_tx, or its implicit form at the end of a copy issued in phase `issued`.
-  std::string complete_bytes(uint32_t bytes, uint32_t issued, const VectorClock& clock);
+  std::string complete_bytes(uint32_t bytes, uint32_t issued, const Knowledge& known);
 
   bool parity_done(uint32_t parity) const { return (phase_ & 1) != (parity & 1); }
   bool token_done(uint64_t token) const { return token_phase(token) != phase_; }
@@ -38,7 +38,7 @@ class Mbarrier {
   // it waits for came and went in between: the waiter was overtaken.
   std::string watch(Agent waiter, uint32_t parity, bool done);
   // What a finished wait makes known: every arrival and copy of the phases so far completed.
-  const VectorClock& released() const { return released_; }
+  const Knowledge& released() const { return released_; }
 
   // The opaque state that arrive returns: phase, and the pending arrivals before it.
   uint64_t token() const { return static_cast<uint64_t>(phase_) << 32 | pending_; }
@@ -61,7 +61,7 @@ class Mbarrier {
   uint32_t expected_ = 0, pending_ = 0, phase_ = 0;
   int64_t bytes_ = 0;
   Agent agent_ = 0;
-  VectorClock current_, released_;
+  Knowledge current_, released_;
   std::map<Agent, uint32_t> watchers_;  // waiter to the phase it waits to see completed
 };
 

@@ -41,4 +41,37 @@ class VectorClock {
   std::vector<uint32_t> times_;
 };
 
+// What an agent, or a synchronisation object on its behalf, knows to have happened: `order` for accesses by the same
+// proxy, `proxied` for generic accesses that a proxy fence has made visible to the async proxy (PTX ISA,
+// "Proxy-preserved Base Causality Order": the fence may be anywhere along the path).
+struct Knowledge {
+  VectorClock order, proxied;
+
+  void join(const Knowledge& other) {
+    order.join(other.order);
+    proxied.join(other.proxied);
+  }
+};
+
+// A warp's side of happens-before: its accesses are at now(), and a release moves it on.
+class Timeline {
+ public:
+  explicit Timeline(Agent agent) : now_{agent, 1} { known_.order.raise(now_); }
+
+  Epoch now() const { return now_; }
+  const Knowledge& known() const { return known_; }
+  void acquire(const Knowledge& from) { known_.join(from); }
+  void learn(Epoch epoch) { known_.order.raise(epoch); }
+  void release_to(Knowledge& to) {
+    to.join(known_);
+    ++now_.time;
+    known_.order.raise(now_);
+  }
+  void proxy_fence() { known_.proxied.join(known_.order); }
+
+ private:
+  Epoch now_;
+  Knowledge known_;
+};
+
 }  // namespace fastres::emulator
