@@ -46,17 +46,6 @@ Rounding rounding_of(const std::string& name) {
   throw std::invalid_argument("rounding must be rn, rz, rm, rp or rna, got '" + name + "'");
 }
 
-Element element_of(const std::string& name) {
-  if (name == "f16") return Element::kF16;
-  if (name == "bf16") return Element::kBF16;
-  if (name == "tf32") return Element::kTF32;
-  if (name == "e4m3") return Element::kE4M3;
-  if (name == "e5m2") return Element::kE5M2;
-  if (name == "s8") return Element::kS8;
-  if (name == "u8") return Element::kU8;
-  throw std::invalid_argument("element must be f16, bf16, tf32, e4m3, e5m2, s8 or u8, got '" + name + "'");
-}
-
 Array<float> decode_array(const std::string& format, const Array<uint32_t>& bits) {
   return with_format(
       format, [&](auto f) { return map<float>(bits, [](uint32_t value) { return decode<decltype(f)>(value); }); });
@@ -124,6 +113,17 @@ Array<uint16_t> stmatrix(const Array<uint32_t>& lanes, bool trans) {
 
 }  // namespace
 
+Element element_of(const std::string& name) {
+  if (name == "f16") return Element::kF16;
+  if (name == "bf16") return Element::kBF16;
+  if (name == "tf32") return Element::kTF32;
+  if (name == "e4m3") return Element::kE4M3;
+  if (name == "e5m2") return Element::kE5M2;
+  if (name == "s8") return Element::kS8;
+  if (name == "u8") return Element::kU8;
+  throw std::invalid_argument("element must be f16, bf16, tf32, e4m3, e5m2, s8 or u8, got '" + name + "'");
+}
+
 void bind_pieces(py::module_& parent) {
   using py::arg;
   py::module_ m = parent.def_submodule("pieces", "The emulator's parts one by one, for its tests.");
@@ -137,6 +137,7 @@ void bind_pieces(py::module_& parent) {
         arg("satfinite") = false, arg("repeat") = 1, "mma.sync.m16n8k{k}; registers are (count, 32) of uint32.");
   m.def("ldmatrix", &ldmatrix, arg("matrix"), arg("trans") = false, "8x8 of b16 to one register of 32 lanes.");
   m.def("stmatrix", &stmatrix, arg("lanes"), arg("trans") = false, "One register of 32 lanes to 8x8 of b16.");
+  bind_hopper(m);
 }
 
 }  // namespace fastres::emulator

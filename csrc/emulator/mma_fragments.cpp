@@ -21,16 +21,6 @@ void decode_register(Element element, const uint32_t* lanes, float* to) {
   decode_elements(element, reinterpret_cast<const uint8_t*>(lanes), kWarp * 32 / bits_of(element), to);
 }
 
-void gather_a(Element element, int k, ConstRegisters registers, float* a) {
-  const int per = 32 / bits_of(element), count = k / (4 * per) * 2;
-  float values[kWarp * 4];
-  for (int r = 0; r < count; ++r) {
-    decode_register(element, registers[r], values);
-    float* base = a + 8 * (r % 2) * k + 4 * per * (r / 2);
-    for (int g = 0; g < 8; ++g) std::copy_n(values + g * 4 * per, 4 * per, base + g * k);
-  }
-}
-
 void gather_b(Element element, int k, ConstRegisters registers, float* b) {
   const int per = 32 / bits_of(element), count = k / (4 * per);
   float values[kWarp * 4];
@@ -86,6 +76,16 @@ void decode_elements(Element element, const uint8_t* from, int count, float* to)
     case Element::kU8:
       for (int i = 0; i < count; ++i) to[i] = from[i];
       return;
+  }
+}
+
+void gather_a(Element element, int k, ConstRegisters registers, float* a) {
+  const int per = 32 / bits_of(element), count = k / (4 * per) * 2;
+  float values[kWarp * 4];
+  for (int r = 0; r < count; ++r) {
+    decode_register(element, registers[r], values);
+    float* base = a + 8 * (r % 2) * k + 4 * per * (r / 2);
+    for (int g = 0; g < 8; ++g) std::copy_n(values + g * 4 * per, 4 * per, base + g * k);
   }
 }
 

@@ -38,6 +38,9 @@ enum class Accumulator : uint8_t { kF32, kF16, kS32 };
 void mma_m16n8(Element a_element, Element b_element, Accumulator accumulator, int k, ConstRegisters a, ConstRegisters b,
                ConstRegisters c, Registers d, bool satfinite = false);
 
+// A fragment of A as (16, k) row-major floats.
+void gather_a(Element element, int k, ConstRegisters registers, float* a);
+
 // ldmatrix and stmatrix, one 8x8 matrix of b16: rows[i] points at the 16 bytes of row i in memory.
 void ldmatrix_m8n8(const uint8_t* const rows[8], bool trans, uint32_t* lanes);
 void stmatrix_m8n8(const uint32_t* lanes, bool trans, uint8_t* const rows[8]);
