@@ -4,9 +4,11 @@ from .cudnn import CuDNN
 from .onednn import OneDNN
 from .reference import Reference
 from .registry import Backend, BackendError, backends, register, use_backend
+from .triton import Triton
 
 register(Reference())
 register(OneDNN())
 register(CuDNN())
+register(Triton())
 
 __all__ = ["Backend", "BackendError", "backends", "use_backend"]

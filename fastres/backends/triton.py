@@ -1,0 +1,131 @@
+"""Backend `triton`: the Triton kernels of `fastres.kernels`, on NVIDIA GPUs from Ampere on.
+
+With TRITON_INTERPRET=1 in the environment when Triton is first imported, it runs CPU tensors in Triton's interpreter:
+slow, for tests. Triton is imported when the backend is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..folding import folded
+from ..layer import ConvBN
+from .registry import Backend, BackendError
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OLDEST = 80
+_STEM_ROW = 64  # the longest filter row, width times channels, that the fused stem takes in one step
+
+
+class _Prepared(NamedTuple):
+    weight: Tensor  # KRSC
+    bias: Tensor  # float32
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int  # those left by packing
+
+
+@cache
+def _interprets() -> bool:
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@cache
+def _missing() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not torch.cuda.is_available() and not _interprets():
+        return "no CUDA device, and TRITON_INTERPRET=1 is not set"
+    return None
+
+
+class Triton(Backend):
+    name = "triton"
+    note = "emulated, not yet run on hardware"
+
+    def unavailable(self) -> str | None:
+        return _missing()
+
+    def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
+        return self._refusal(x)
+
+    def _refusal(self, x: Tensor) -> str | None:
+        if x.dtype not in _DTYPES:
+            return f"does not run {x.dtype}: expected float32, bfloat16 or float16"
+        if _interprets():
+            if x.device.type != "cpu":
+                return f"TRITON_INTERPRET is set: needs a CPU tensor, got one on {x.device}"
+            return "Triton's interpreter does not compute in bfloat16" if x.dtype == torch.bfloat16 else None
+        if x.device.type != "cuda":
+            return f"needs a CUDA tensor, got one on {x.device}"
+        from ..tuning import architecture
+
+        if architecture(x.device) < _OLDEST:
+            return f"needs compute capability 8.0 or later, {x.device} has {architecture(x.device) / 10}"
+        return None
+
+    def prepare(self, x: Tensor, layer: ConvBN) -> _Prepared:
+        from ..kernels.conv import pack
+
+        geometry = layer.stride, layer.padding, layer.dilation
+
+        def make(weight: Tensor, bias: Tensor) -> _Prepared:
+            packed, groups = pack(weight, layer.groups)
+            return _Prepared(packed, bias.float(), *geometry, groups)
+
+        return folded(layer, x.dtype, (self.name, *geometry, layer.groups), make)
+
+    def conv(
+        self, x: Tensor, prepared: _Prepared, relu: bool, residual: Tensor | None = None, overwrite: bool = False
+    ) -> Tensor:
+        from ..kernels.conv import conv
+
+        weight, bias, stride, padding, dilation, groups = prepared
+        return conv(
+            x,
+            weight,
+            bias,
+            residual,
+            relu=relu,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            out=residual if overwrite else None,
+        )
+
+    def projection(self, x: Tensor, prepared: _Prepared, block_input: Tensor, shortcut: _Prepared) -> Tensor:
+        from ..kernels.projection import projection
+
+        if prepared.groups != 1 or shortcut.groups != 1:
+            return super().projection(x, prepared, block_input, shortcut)
+        return projection(x, prepared[:-1], block_input, shortcut[:-1])
+
+    def stem(self, x: Tensor, prepared: _Prepared, kernel: int, stride: int, padding: int) -> Tensor:
+        from ..kernels.stem import stem
+
+        row = prepared.weight.shape[2] * prepared.weight.shape[3]
+        if (
+            (kernel, stride, padding) != (3, 2, 1)
+            or prepared.groups != 1
+            or prepared.dilation != (1, 1)
+            or row > _STEM_ROW
+        ):
+            return super().stem(x, prepared, kernel, stride, padding)
+        return stem(x, prepared.weight, prepared.bias, stride=prepared.stride, padding=prepared.padding)
+
+    def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        from ..kernels.head import head
+
+        if reason := self._refusal(x):
+            raise BackendError(f"backend {self.name!r} cannot run the classifier: {reason}")
+        x = x.contiguous(memory_format=torch.channels_last)
+        return head(x, weight.to(x.dtype).contiguous(), bias)

@@ -1,0 +1,7 @@
+"""Triton kernels, one file per family; each reads formula and layouts, kernel, launcher.
+
+`tile` holds the device functions that the families share. Importing a family imports Triton, which reads
+TRITON_INTERPRET as it decorates: nothing here is imported before a kernel is needed.
+
+Compiled ahead of time and run in Triton's interpreter in the tests; emulated, not yet run on hardware.
+"""

@@ -1,0 +1,192 @@
+"""Which tile a Triton kernel uses for which problem: what was measured here, what was measured by us, a heuristic.
+
+A table is JSON, `{"version", "kernels", "tiles": {architecture: {dtype: {problem: tile}}}}`. `data/tuning.json` ships
+with the package; `record` adds to the user's own table, which comes first and is passed over once the kernels' source,
+whose digest is `kernels`, has changed. Nothing here measures, so nothing stalls a first forward.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+VERSION = 1
+INTERPRETED = 80  # the architecture whose choices CPU tensors take
+_PACKAGE = Path(__file__).resolve().parent
+
+
+class Problem(NamedTuple):
+    """The implicit GEMM of one convolution: with dtype and architecture, what a choice depends on."""
+
+    family: str  # "conv", "gemm", "projection" or "stem"
+    m: int  # output pixels
+    n: int  # output channels of a group
+    c: int  # input channels of a group; of the stem: the length of a filter's row, channels times width
+    taps: int  # filter height times width; of the stem: the height
+    groups: int
+
+    def key(self) -> str:
+        return f"{self.family} m{self.m} n{self.n} c{self.c} taps{self.taps} groups{self.groups}"
+
+
+class Tile(NamedTuple):
+    """How a kernel divides its work: the tile's sides, warps a program, stages of the load pipeline.
+
+    `group_m` is, for `gemm`, the tiles of a column that are neighbours in time; for `stem`, a program's pooled rows.
+    """
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+    group_m: int = 8
+
+
+@cache
+def architecture(device: torch.device) -> int:
+    """Compute capability of a GPU, as 90 for 9.0; `INTERPRETED` for the CPU."""
+    if device.type != "cuda":
+        return INTERPRETED
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 2 for the CPU, so that a persistent program still walks its tiles."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+@cache
+def choose(problem: Problem, dtype: torch.dtype, device: torch.device) -> Tile:
+    """The tile for `problem`: from the user's table, else the package's, else by `heuristic`."""
+    arch = architecture(device)
+    for table in _tables():
+        tile = table.get(f"sm_{arch}", {}).get(_name(dtype), {}).get(problem.key())
+        if tile is not None:
+            return Tile(*tile)
+    return heuristic(problem, dtype, arch, processors(device))
+
+
+def shared_memory(arch: int) -> int:
+    """Bytes of shared memory that one program may use (CUDA C++ programming guide, table of compute capabilities)."""
+    kib = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+    return kib.get(arch, 99) * 1024
+
+
+def heuristic(problem: Problem, dtype: torch.dtype, arch: int, multiprocessors: int) -> Tile:
+    """A tile for a problem that nobody measured: as large as still gives every multiprocessor one, if it fits."""
+    if problem.family == "stem":
+        # 128 columns hold the 112 of a 224-pixel image; more stages only take registers, as no load is asynchronous.
+        return Tile(128, min(64, _power_of_2(problem.n)), _power_of_2(problem.c), 8, 1)
+    size = 4 if dtype == torch.float32 else 2
+    m, n = (128 if problem.m > 64 else 64), min(128, _power_of_2(problem.n))
+    while -(-problem.m // m) * -(-problem.n // n) * problem.groups < multiprocessors and m * n > 64 * 32:
+        m, n = (64, n) if m == 128 else (m, n // 2)
+    k = 128 // size
+    while k > 32 and problem.c % k:
+        k //= 2
+    stages = 4 if arch in (90, 100) else 3
+    written = 2 * m * n * size if problem.family == "gemm" and arch >= 90 else 0  # residual and output by TMA
+    while stages > 2 and (m + n) * k * size * stages + written > shared_memory(arch):
+        stages -= 1
+    return Tile(m, n, k, 8 if m * n >= 128 * 128 else 4, stages)
+
+
+def candidates(problem: Problem, dtype: torch.dtype, arch: int) -> Iterator[Tile]:
+    """Tiles worth measuring for `problem`, within the architecture's shared memory."""
+    size = 4 if dtype == torch.float32 else 2
+    if problem.family == "stem":
+        yield from (Tile(m, 64, _power_of_2(problem.c), m // 16, 1, rows) for m in (64, 128) for rows in (4, 8, 14))
+        return
+    sides = [(64, 32), (64, 64), (128, 32), (128, 64), (64, 128), (128, 128)]
+    if size == 2 and arch >= 90:
+        sides.append((128, 256))
+    for m, n in sides:
+        if n > max(32, _power_of_2(problem.n)):
+            continue
+        for k in (32, 64) if size == 2 else (16, 32):
+            for stages in (2, 3, 4, 5):
+                written = 2 * m * n * size if problem.family == "gemm" and arch >= 90 else 0
+                if (m + n) * k * size * stages + written <= shared_memory(arch):
+                    yield Tile(m, n, k, 8 if m * n >= 128 * 128 else 4, stages)
+
+
+def record(measured: Mapping[Problem, Tile], dtype: torch.dtype, arch: int) -> Path:
+    """Adds measured tiles to the user's table, which `choose` asks first, and returns where it is.
+
+    The file is replaced whole, so a reader sees the old or the new one; of two writers at once the later one's entries
+    stand.
+    """
+    path = user_table()
+    tiles = _read(path)
+    of_dtype = tiles.setdefault(f"sm_{arch}", {}).setdefault(_name(dtype), {})
+    of_dtype.update({problem.key(): list(tile) for problem, tile in measured.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+        json.dump({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, file, indent=1)
+    os.replace(file.name, path)
+    refresh()
+    return path
+
+
+def user_table() -> Path:
+    """`tuning.json` in FASTRES_CACHE, else in `fastres` of XDG_CACHE_HOME, else in ~/.cache/fastres."""
+    if folder := os.environ.get("FASTRES_CACHE"):
+        return Path(folder) / "tuning.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastres" / "tuning.json"
+
+
+def refresh() -> None:
+    """Makes `choose` read the tables anew."""
+    _tables.cache_clear()
+    choose.cache_clear()
+
+
+@cache
+def kernels_digest() -> str:
+    """A digest of the Triton kernels' source."""
+    sources = sorted((_PACKAGE / "kernels").glob("*.py"))
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+
+
+@cache
+def _tables() -> tuple[dict[str, Any], ...]:
+    return _read(user_table()), _read(_PACKAGE / "data" / "tuning.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The tiles of one table; none where it is missing, of another version or other kernels, or damaged (it warns)."""
+    try:
+        table = json.loads(path.read_text())
+        if table["version"] != VERSION or table.get("kernels", kernels_digest()) != kernels_digest():
+            return {}
+        for of_arch in table["tiles"].values():
+            for of_dtype in of_arch.values():
+                for key, tile in of_dtype.items():
+                    if not all(type(side) is int and side > 0 for side in Tile(*tile)):
+                        raise ValueError(f"{key}: {tile} is no tile")
+        return table["tiles"]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        warnings.warn(f"the tuning table {path} cannot be used ({error!r}) and is passed over", stacklevel=2)
+        return {}
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _power_of_2(value: int) -> int:
+    return max(16, 1 << (value - 1).bit_length())
