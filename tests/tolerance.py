@@ -1,9 +1,4 @@
-"""The one rule by which a result is right.
-
-The oracle is float64 on the CPU. A result passes if its largest error is at most twice that of PyTorch's own operators
-in the same dtype on the same inputs, plus one ulp of the largest value. NaN and infinities must stand where PyTorch's
-stand.
-"""
+"""The rule by which a result is right, `fastres.measure.parity`'s, for tensors, modules and functions."""
 
 from __future__ import annotations
 
@@ -13,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastres.measure.parity import ParityError, check
 
 
 def to_oracle(value: Any) -> Any:
@@ -30,24 +27,10 @@ def to_oracle(value: Any) -> Any:
 
 def assert_right(result: Tensor, plain: Tensor, oracle: Tensor, what: str = "result") -> None:
     """Fails unless `result` keeps the rule; `plain` is PyTorch's result in the same dtype, `oracle` the float64 one."""
-    assert result.shape == plain.shape == oracle.shape, f"{what}: {result.shape}, expected {plain.shape}"
-    assert result.dtype == plain.dtype, f"{what}: {result.dtype}, expected {plain.dtype}"
-    assert oracle.dtype == torch.float64
-    if not result.numel():
-        return
-    result64, plain64 = result.detach().cpu().double(), plain.detach().cpu().double()
-    assert torch.equal(result64.isnan(), plain64.isnan()), f"{what}: NaN stands elsewhere than PyTorch's"
-    infinite = plain64.isinf()
-    assert torch.equal(result64.isinf(), infinite), f"{what}: infinities stand elsewhere than PyTorch's"
-    assert torch.equal(result64[infinite], plain64[infinite]), f"{what}: an infinity has the other sign"
-    finite = plain64.isfinite() & oracle.isfinite()
-    if not finite.any():
-        return
-    exact = oracle[finite]
-    error = (result64[finite] - exact).abs().max().item()
-    own = (plain64[finite] - exact).abs().max().item()
-    allowed = 2 * own + torch.finfo(result.dtype).eps * exact.abs().max().item()
-    assert error <= allowed, f"{what}: error {error:.3e} > {allowed:.3e} allowed (PyTorch's own is {own:.3e})"
+    try:
+        check(result, oracle, plain)
+    except ParityError as error:
+        raise AssertionError(f"{what}: {error}") from error
 
 
 def assert_same_function(fast: Callable[..., Any], plain: Callable[..., Any], *inputs: Any) -> None:
