@@ -137,12 +137,19 @@ void decode_bar_warp(Decoder& d) {
   d.instruction().run = run_bar_warp;
 }
 
-Step run_fence(Warp&, const Instruction&, Mask) {
+// a: whether the scope reaches other blocks.
+Step run_fence(Warp& w, const Instruction& i, Mask) {
+  if (i.a) {
+    w.fence.fenced = true;
+    w.block.known.insert(w.fence.read.begin(), w.fence.read.end());
+    w.fence.read.clear();
+  }
   return Step::Next;
 }
 void decode_fence(Decoder& d) {
   d.take_any({"sc", "acq_rel", "acquire", "release"});
-  d.take_any({"cta", "cluster", "gpu", "sys", "gl"});
+  const std::string scope = d.take_any({"cta", "cluster", "gpu", "sys", "gl"});
+  d.instruction().a = scope != "cta";
   d.instruction().run = run_fence;
 }
 

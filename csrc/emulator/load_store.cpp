@@ -1,5 +1,7 @@
 // Loads and stores. PTX ISA, "Data Movement and Conversion Instructions": ld, ldu, st, prefetch. Cache hints are taken
 // and ignored.
+#include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "emulator/addressing.h"
@@ -11,6 +13,7 @@ namespace {
 
 // list: the register slots, each times two plus whether it is 64 bits wide. a: bytes of an element, b: kSigned or 0.
 constexpr uint32_t kSigned = 1;
+constexpr uint32_t kMaxBytes = 32;  // of one lane
 
 Step run_load(Warp& w, const Instruction& i, Mask mask) {
   const uint32_t bytes = i.a, total = bytes * static_cast<uint32_t>(i.list.size());
@@ -37,18 +40,53 @@ Step run_load(Warp& w, const Instruction& i, Mask mask) {
   return Step::Next;
 }
 
+// One store whose lanes write different values to overlapping bytes: which one stays is undefined.
+void check_overlap(Warp& w, const Instruction& i, Mask mask, const uint64_t* address, const uint8_t* values,
+                   uint32_t total) {
+  std::array<int, 32> lanes;
+  size_t count = 0;
+  bool rising = true;
+  for (int lane = 0; lane < 32; lane++) {
+    if (!(mask >> lane & 1)) continue;
+    rising &= count == 0 || address[lane] >= address[lanes[count - 1]] + total;
+    lanes[count++] = lane;
+  }
+  if (rising || space_of(i) == Space::Local) return;
+  std::sort(lanes.begin(), lanes.begin() + static_cast<std::ptrdiff_t>(count),
+            [&](int a, int b) { return address[a] < address[b] || (address[a] == address[b] && a < b); });
+  for (size_t n = 1; n < count; n++) {
+    const int a = lanes[n - 1], b = lanes[n];
+    if (address[b] >= address[a] + total || (address[b] & kWindowMask) == kLocalWindow) continue;
+    if (address[a] == address[b] && std::memcmp(values + a * kMaxBytes, values + b * kMaxBytes, total) == 0) continue;
+    Finding finding;
+    finding.kind = "race";
+    finding.message = "lanes " + std::to_string(a) + " and " + std::to_string(b) +
+                      " of one store write different values to the same bytes";
+    finding.expected = "one writer for a byte";
+    finding.space = name_of(space_of(i));
+    finding.address = address[b];
+    finding.bytes = total;
+    w.block.machine.fault(std::move(finding), w, i, b);
+  }
+}
+
 Step run_store(Warp& w, const Instruction& i, Mask mask) {
   const uint32_t bytes = i.a, total = bytes * static_cast<uint32_t>(i.list.size());
   uint64_t address[32];
   lane_addresses(w, i, mask, address);
+  uint8_t values[32 * kMaxBytes];
+  for_lanes(mask, [&](int l) {
+    uint8_t* value = values + l * kMaxBytes;
+    for (const Slot packed : i.list) {
+      const uint64_t element = packed & 1 ? w.lanes<uint64_t>(packed >> 1)[l] : w.lanes<uint32_t>(packed >> 1)[l];
+      std::memcpy(value, &element, bytes);
+      value += bytes;
+    }
+  });
+  check_overlap(w, i, mask, address, values, total);
   for_lanes(mask, [&](int l) {
     uint8_t* to = w.block.machine.memory.access({w, i, l, space_of(i), address[l], total, AccessKind::Write});
-    if (to == nullptr) return;
-    for (const Slot packed : i.list) {
-      const uint64_t value = packed & 1 ? w.lanes<uint64_t>(packed >> 1)[l] : w.lanes<uint32_t>(packed >> 1)[l];
-      std::memcpy(to, &value, bytes);
-      to += bytes;
-    }
+    if (to != nullptr) std::memcpy(to, values + l * kMaxBytes, total);
   });
   return Step::Next;
 }

@@ -77,6 +77,7 @@ class Warp {
   const uint32_t index;  // in its block
   const Mask initial;    // lanes that exist
   AsyncCopies async;
+  FenceState fence;
   Mask carry = 0;              // the condition code register, one bit a lane
   std::vector<uint8_t> local;  // 32 lanes' local memory, one after the other
 
@@ -118,6 +119,7 @@ struct Block {
   std::vector<std::unique_ptr<Warp>> warps;
   SharedMemory shared;
   std::array<NamedBarrier, 16> barriers;
+  Blocks known;  // blocks whose writes to global memory this one has acquired
 
   Block(Machine& machine, uint64_t id, Extent position);
   bool done() const;

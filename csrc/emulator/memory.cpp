@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "emulator/addressing.h"
 #include "emulator/machine.h"
 
 namespace fastres::emulator {
@@ -46,10 +47,12 @@ Memory::Memory(Machine& machine, std::vector<Region> regions) : machine_(machine
       last.bytes = end - last.begin;
       last.initialized = last.initialized && region.initialized;
       regions_.back().shadow = Shadow(last.bytes, last.initialized);
+      regions_.back().order = GlobalOrder(last.bytes);
       continue;
     }
     Shadow shadow(region.bytes, region.initialized);
-    regions_.push_back({std::move(region), std::move(shadow)});
+    GlobalOrder order(region.bytes);
+    regions_.push_back({std::move(region), std::move(shadow), std::move(order)});
   }
 }
 
@@ -221,8 +224,37 @@ uint8_t* Memory::global(const Access& access) {
           "no write to constants");
     return nullptr;
   }
-  return finish(access, known->shadow, offset, reinterpret_cast<uint8_t*>(known->region.begin),
-                " (" + known->region.name + " + " + std::to_string(offset) + ")");
+  const std::string where = " (" + known->region.name + " + " + std::to_string(offset) + ")";
+  if (known->region.writable) order(access, *known, offset, where);
+  return finish(access, known->shadow, offset, reinterpret_cast<uint8_t*>(known->region.begin), where);
+}
+
+void Memory::order(const Access& access, Known& known, uint64_t offset, const std::string& where) {
+  Block& block = access.warp.block;
+  FenceState& fence = access.warp.fence;
+  const Ordering ordering = ordering_of(access.instruction);
+  const bool atomic = access.kind == AccessKind::ReadWrite, strong = atomic || ordering != kWeak;
+  std::string conflict;
+  if (access.kind != AccessKind::Write && strong) {
+    if (const Blocks* released = known.order.released(offset)) {
+      Blocks& to = ordering == kAcquire || ordering == kAcquireRelease ? block.known : fence.read;
+      to.insert(released->begin(), released->end());
+    }
+  }
+  if (access.kind == AccessKind::Read) {
+    conflict = known.order.read(offset, access.bytes, block.id, strong, block.known);
+  } else {
+    conflict = known.order.write(offset, access.bytes, block.id, strong, block.known);
+    if (!strong) fence.fenced = false;
+    if (strong && (fence.fenced || ordering == kRelease || ordering == kAcquireRelease)) {
+      known.order.release(offset, block.id, block.known);
+    }
+  }
+  if (conflict.empty()) return;
+  fault(access, "race",
+        std::to_string(access.bytes) + "-byte " + verb(access.kind) + " of global memory at " + hex(access.address) +
+            where + ", " + conflict + " in this launch",
+        "blocks that share no byte, or a fence and an atomic flag between them");
 }
 
 uint8_t* Memory::local(const Access& access) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "emulator/global_order.h"
 #include "emulator/program.h"
 #include "emulator/report.h"
 
@@ -90,6 +91,7 @@ class Memory {
   struct Known {
     Region region;
     Shadow shadow;
+    GlobalOrder order;
   };
   Machine& machine_;
   std::vector<Known> regions_;  // by address
@@ -98,6 +100,7 @@ class Memory {
   Known* find(uint64_t address);
   void fault(const Access& access, const char* kind, std::string message, std::string expected);
   uint8_t* finish(const Access& access, Shadow& shadow, uint64_t offset, uint8_t* data, const std::string& where);
+  void order(const Access& access, Known& known, uint64_t offset, const std::string& where);
   uint8_t* shared(const Access& access);
   uint8_t* global(const Access& access);
   uint8_t* local(const Access& access);

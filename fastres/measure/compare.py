@@ -14,7 +14,7 @@ import torch
 
 from . import contenders
 from .parity import Parity, ParityError, check
-from .processes import ContenderError, RemoteSession
+from .processes import ContenderError, RemoteSession, one_line
 from .session import Session
 from .timing import ROUNDS, alternate
 from .workload import Material, Workload, prepare
@@ -144,5 +144,7 @@ def _failure_of(row: Row) -> Iterator[None]:
         yield
     except ParityError as error:
         row.status, row.reason = FAILED, f"wrong result, so no time: {error}"
-    except (ContenderError, RuntimeError, ValueError, TypeError, ImportError, AttributeError) as error:
-        row.status, row.reason = FAILED, f"{type(error).__name__}: {error}".splitlines()[0]
+    except ContenderError as error:
+        row.status, row.reason = FAILED, str(error)
+    except Exception as error:  # whatever a contender may raise, in this process
+        row.status, row.reason = FAILED, one_line(error)

@@ -122,6 +122,10 @@ class RemoteSession:
         return f"its process {how}" + (f": {lines[-1]}" if lines else "")
 
 
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
 def child(descriptor: int) -> None:
     """The other side: answers commands from the pipe with (failure or None, value) until it closes."""
     connection = Connection(descriptor)
@@ -141,7 +145,7 @@ def child(descriptor: int) -> None:
             connection.send((None, value))
         except Exception as error:
             traceback.print_exc()
-            connection.send((f"{type(error).__name__}: {error}".strip().splitlines()[0], None))
+            connection.send((one_line(error), None))
 
 
 def _listen(connection: Connection, commands: queue.Queue[tuple[Any, ...]]) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .timing import timer_for, warm_up
 
-SAMPLES = 7
-COPY_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
-MATMUL_SIZE = {"cpu": 1536, "cuda": 8192}
+SAMPLES = 5
+COPY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+// Race detection between blocks over global memory.
+//
+// Blocks of a launch run in any order, so one may use what another wrote, or write what another uses, only across
+// atomics: the writer fences (membar.gl, fence of gpu scope) and then writes a flag with a strong operation; the reader
+// reads the flag with a strong operation and then fences. Knowledge is kept block by block: what a block wrote after
+// its release counts as released too, so some races are missed and none is made up.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace fastres::emulator {
+
+// Blocks by linear index.
+using Blocks = std::set<uint64_t>;
+
+// A warp's place between fences and strong operations.
+struct FenceState {
+  bool fenced = false;  // a fence came after the warp's last weak store
+  Blocks read;          // what the flags that it read have released, until a fence makes it the block's knowledge
+};
+
+class GlobalOrder {
+ public:
+  explicit GlobalOrder(uint64_t bytes) : pages_((bytes + kPage - 1) / kPage) {}
+
+  // What the block conflicts with in accessing these bytes (aligned, at most 32): "" or words like "written by block
+  // 3". `known` are the blocks whose writes it has acquired.
+  std::string read(uint64_t offset, uint32_t bytes, uint64_t block, bool strong, const Blocks& known);
+  std::string write(uint64_t offset, uint32_t bytes, uint64_t block, bool strong, const Blocks& known);
+
+  // A strong write by a block that knows `known`, released by a fence or by its own semantics.
+  void release(uint64_t offset, uint64_t block, const Blocks& known);
+  const Blocks* released(uint64_t offset) const;
+
+ private:
+  static constexpr uint64_t kPage = 4096;
+  static constexpr uint32_t kMany = 0xffffffffu;
+  struct Page {
+    std::array<uint32_t, kPage> writer{}, reader{};  // block + 1
+    std::array<bool, kPage> strong{};                // the last write was a strong one
+  };
+  std::vector<std::unique_ptr<Page>> pages_;
+  std::unordered_map<uint64_t, Blocks> flags_;
+
+  Page& page(uint64_t offset);
+};
+
+}  // namespace fastres::emulator

@@ -1,0 +1,144 @@
+"""`fastres bench`, driven as a user does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fastres
+from fastres.cli import main
+from fastres.measure import results
+
+SMALL = ["--models", "resnet18", "--size", "32", "--batch", "2", "--rounds", "3", "--device", "cpu"]
+
+
+def test_bench_checks_times_prints_and_saves(tmp_path, capsys):
+    path = tmp_path / "r.json"
+    assert main(["bench", *SMALL, "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "resnet18, batch 2, 32 px, float32, cpu" in printed
+    saved = results.load(path)
+    assert [row["contender"] for row in saved["rows"]] == ["eager", "eager-channels-last", "fastres"]
+    for row in saved["rows"]:
+        assert len(row["samples"]) == 3
+        assert row["parity"]["error"] <= row["parity"]["bound"]
+        assert row["flops"] > 0
+    assert main(["bench", "--show", str(path)]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_a_wrong_contender_gets_no_time_and_status_1(capsys):
+    arguments = ["bench", *SMALL, "--against", "eager", "odd_contenders:wrong", "--backend", "reference"]
+    assert main(arguments) == 1
+    printed = capsys.readouterr().out
+    lines = [line.split() for line in printed.splitlines() if line.strip()]
+    assert [line[0] for line in lines if line[0] in ("eager", "fastres:reference", "odd_contenders:wrong")] == [
+        "eager",
+        "fastres:reference",
+        "odd_contenders:wrong",
+    ]
+    assert "odd_contenders:wrong failed: wrong result, so no time: error" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "vgg16"], "argument --models: unknown model 'vgg16', expected one of resnet18"),
+        (["--batch", "0"], "argument --batch: expected a whole number from 1"),
+        (["--dtype", "int8"], "argument --dtype: unknown dtype 'int8'"),
+        (["--device", "tpu"], "argument --device: unknown device 'tpu'"),
+        (["--backend", "magic"], "argument --backend: name: unknown backend 'magic'"),
+        (["--against", "nobody"], "argument --against: unknown contender 'nobody', expected one of fastres, eager"),
+        (["--against", "eager-graph", "--device", "cpu"], "'eager-graph' is not available: runs on cuda only"),
+        (["--rounds", "many"], "argument --rounds: expected a whole number"),
+        (["--json", "/no/such/folder/r.json"], "argument --json: cannot write '/no/such/folder/r.json'"),
+        (["--json", "."], "argument --json: cannot write '.'"),
+        (["--show", "/no/such/file"], "argument --show: "),
+    ],
+)
+def test_wrong_usage_is_one_line_that_names_the_argument(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_dtype_that_pytorch_cannot_run_is_wrong_usage(monkeypatch, capsys):
+    import torch
+
+    def conv2d(*args, **kwargs):
+        raise RuntimeError("could not create a primitive descriptor\nsecond line")
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", conv2d)
+    assert main(["bench", *SMALL, "--dtype", "float16"]) == 2
+    error = capsys.readouterr().err
+    assert "argument --dtype: PyTorch cannot run float16 convolutions on cpu: could not create a primitive" in error
+
+
+def test_a_disk_that_fills_up_still_shows_the_table(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "old.json"
+    row = {"name": "resnet18", "batch": 2, "size": 32, "dtype": "float32", "device": "cpu", "contender": "eager"}
+    row |= {"status": "skipped", "reason": "because", "samples": [], "memory": {}}
+    results.save(results.record("models", [row], {}, {}), path)
+
+    def full(result, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "save", full)
+    assert main(["bench", "--show", str(path), "--json", str(tmp_path / "new.json")]) == 1
+    captured = capsys.readouterr()
+    assert "eager skipped: because" in captured.out
+    assert "No space left on device" in captured.err
+
+
+def test_ctrl_c_leaves_no_child_and_no_file_behind(tmp_path):
+    paths = [Path(fastres.__file__).parents[1], Path(__file__).parent]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastres", "bench", *SMALL, "--against", "odd_contenders:hangs"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while len(children := _children(process.pid)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert errors.splitlines() == ["fastres: interrupted"]
+    assert os.listdir(tmp_path) == []
+    assert not any(map(_runs, children))
+
+
+def _children(pid):
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_json_is_utf8_and_ends_with_a_newline(tmp_path):
+    path = tmp_path / "r.json"
+    results.save(results.record("models", [], {}, {"name": "é"}), path)
+    assert path.read_bytes().endswith(b"}\n")
+    assert json.loads(path.read_text(encoding="utf-8"))["settings"] == {"name": "é"}

@@ -1,0 +1,399 @@
+"""The measuring harness: statistics, parity, processes, memory, rooflines and the record."""
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fastres
+from fastres.measure import compare, contenders, memory, parity, processes, results, roofline, timing, workload
+from fastres.measure.statistics import speedup, summarize
+
+SMALL = workload.Workload("resnet18", batch=2, size=32)
+
+
+@pytest.fixture(scope="module")
+def material():
+    return workload.prepare(SMALL)
+
+
+@pytest.fixture
+def saved(material, tmp_path):
+    material.save(tmp_path / "material.pt")
+    return tmp_path / "material.pt"
+
+
+# statistics
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 15])
+def test_quartiles_are_numpys(count):
+    samples = np.random.default_rng(count).exponential(size=count).tolist()
+    summary = summarize(samples)
+    expected = np.percentile(samples, [0, 25, 50, 75])
+    assert (summary.low, summary.q1, summary.median, summary.q3) == pytest.approx(tuple(expected))
+    assert summary.count == count
+
+
+def test_no_samples_are_no_summary():
+    with pytest.raises(ValueError, match="at least one"):
+        summarize([])
+
+
+def test_ratios_are_paired_by_round():
+    """The machine halves its speed from round to round; the ratio does not notice."""
+    state = [2.0**i for i in range(15)]
+    faster = speedup([3 * s for s in state], state)
+    assert (faster.q1, faster.median, faster.q3) == (3, 3, 3)
+    with pytest.raises(ValueError, match="as many as the baseline's 2"):
+        speedup([1, 1], [1])
+
+
+def test_rounds_alternate_in_both_directions():
+    order = []
+    samplers = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}
+    samples = timing.alternate(samplers, 3)
+    assert "".join(order) == "abccbaabc"
+    assert samples == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
+
+
+def test_a_time_limit_leaves_the_fewest_rounds():
+    samples = timing.alternate({"a": lambda: 1.0}, 100, until=time.monotonic() - 1)
+    assert len(samples["a"]) == timing.FEWEST_ROUNDS
+
+
+def test_warm_up_chooses_calls_that_fill_a_sample():
+    def timer(function, calls):
+        function()
+        return 0.003
+
+    assert timing.warm_up(lambda: None, timer, torch.device("cpu")) == math.ceil(timing.SAMPLE_SECONDS["cpu"] / 0.003)
+
+
+def test_the_cpu_timer_returns_the_mean_of_its_calls(monkeypatch):
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert timing.cpu_timer(lambda: calls.append(0), 3) == 2.0
+    assert len(calls) == 3
+
+
+# parity
+
+
+def test_parity_allows_twice_pytorchs_error_and_an_ulp():
+    exact = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    baseline = torch.tensor([1.0, 2.0 + 2**-10])
+    found = parity.check(torch.tensor([1.0 + 2**-9, 2.0]), exact, baseline)
+    assert (found.error, found.baseline_error, found.bound) == (2**-9, 2**-10, 2**-9 + 2**-22)
+    with pytest.raises(parity.ParityError, match=r"error 0.00195, allowed 0.00195 \(PyTorch's own 0.000977\)"):
+        parity.check(torch.tensor([1.0 + 2**-9 + 2**-21, 2.0]), exact, baseline)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_parity_wants_nan_and_infinities_where_pytorch_has_them(value):
+    exact, odd = torch.ones(3, dtype=torch.float64), torch.tensor([1.0, value, 1.0])
+    assert parity.check(odd, exact, odd).error == 0
+    for actual, baseline in [(odd, torch.ones(3)), (torch.ones(3), odd), (-odd, odd)]:
+        if not math.isnan(value) or not torch.equal(actual.isnan(), baseline.isnan()):
+            with pytest.raises(parity.ParityError):
+                parity.check(actual, exact, baseline)
+
+
+def test_parity_refuses_another_shape_dtype_or_oracle():
+    exact, ones = torch.ones(3, dtype=torch.float64), torch.ones(3)
+    with pytest.raises(parity.ParityError, match=r"got \(1, 3\)"):
+        parity.check(ones[None], exact, ones)
+    with pytest.raises(parity.ParityError, match="float16"):
+        parity.check(ones.half(), exact, ones)
+    with pytest.raises(ValueError, match="expected64: expected float64"):
+        parity.check(ones, ones, ones)
+    with pytest.raises(ValueError, match="baseline: expected shape"):
+        parity.check(ones, exact, ones[:2])
+
+
+# workload
+
+
+def test_a_workload_is_the_same_every_time_and_its_batchnorms_are_random(material):
+    workload._foundation.cache_clear()
+    again = workload.prepare(SMALL)
+    assert all(torch.equal(again.state[name], tensor) for name, tensor in material.state.items())
+    assert torch.equal(again.x, material.x)
+    for name, tensor in material.state.items():
+        if name.endswith("bn1.weight"):
+            assert (tensor == 0).any()
+            assert (tensor < 0).any()
+        if name.endswith(("bn1.running_mean", "bn1.bias")):
+            assert tensor.abs().min() > 0
+    assert 0.1 < material.expected64.abs().max() < 100
+
+
+def test_the_oracle_covers_batches_larger_than_its_distinct_images():
+    found = workload.prepare(workload.Workload("resnet18", batch=workload.DISTINCT + 2, size=32))
+    assert torch.equal(found.expected64[0], found.expected64[workload.DISTINCT])
+    assert not torch.equal(found.expected64[0], found.expected64[1])
+    parity.check(found.baseline, found.expected64, found.baseline)
+    assert (found.baseline - found.expected64).abs().max() < 1e-4
+
+
+# contenders and processes
+
+
+@pytest.mark.parametrize("name", ["nobody", "fastres:nobody", "no_such_module:nobody", "odd_contenders:nobody"])
+def test_unknown_contenders_are_named(name):
+    with pytest.raises(ValueError, match="nobody"):
+        contenders.get(name)
+
+
+def test_contenders_say_what_they_cannot_run():
+    half = workload.Workload("resnet18", 1, dtype=torch.bfloat16)
+    assert "cuda only" in contenders.get("eager-graph").unavailable(SMALL)
+    assert contenders.get("eager").unavailable(half) is None
+    missing = contenders.Contender("x", "", lambda model, x: None, needs=("no_such_package",))
+    assert missing.unavailable(SMALL) == "not installed: no_such_package"
+    assert contenders.get("openvino").unavailable(half)
+
+
+def test_compare_times_the_right_and_only_those():
+    """Contenders that give a wrong result, raise, die or fail when timed keep their rows, without a time."""
+    odd = ["wrong", "raises", "dies", "raises_when_timed"]
+    names = ["eager", "fastres", "eager-graph", *(f"odd_contenders:{name}" for name in odd)]
+    steps, samples = [], []
+    progress = compare.Progress(steps.append, lambda: samples.append(1))
+    rows = {
+        row.contender.removeprefix("odd_contenders:"): row
+        for row in compare.compare(SMALL, names, 3, 2, progress=progress)
+    }
+    for name in ("eager", "fastres"):
+        row = rows[name]
+        assert (row.status, row.reason, len(row.samples)) == ("ok", "", 3)
+        assert min(row.samples) > 0
+        assert row.parity.error <= row.parity.bound
+        assert row.memory["tensor_bytes"] > 0
+        assert row.memory["resident_bytes"] > row.memory["tensor_bytes"]
+    assert rows["eager-graph"].status == "skipped"
+    for name in odd:
+        assert (rows[name].status, rows[name].samples) == ("failed", [])
+    assert "wrong result, so no time: error" in rows["wrong"].reason
+    assert rows["raises"].reason == "RuntimeError: cannot build"
+    assert rows["dies"].reason == "its process ended with exit status 3: last words"
+    assert "StopIteration" in rows["raises_when_timed"].reason
+    assert "fastres: building" in steps
+    assert len(samples) >= 6
+
+
+def test_a_contender_that_hangs_meets_the_deadline(saved):
+    session = processes.RemoteSession("odd_contenders:hangs", saved, 1, deadline=0.5)
+    try:
+        with pytest.raises(processes.ContenderError, match=r"no answer within 0.5 s"):
+            session.started()
+    finally:
+        session.close()
+    assert session.process.returncode == -9
+
+
+def test_closing_ends_what_the_contender_started(saved):
+    session = processes.RemoteSession("odd_contenders:leaves_a_process", saved, 1)
+    session.started()
+    assert len(_group(session.process.pid)) == 2
+    session.close()
+    session.close()
+    _wait_until(lambda: not _group(session.process.pid))
+
+
+def test_a_child_ends_when_its_parent_is_killed(saved):
+    script = (
+        "import sys, time; sys.path[:0] = sys.argv[2:]\n"
+        "from fastres.measure.processes import RemoteSession\n"
+        "print(RemoteSession('odd_contenders:hangs', sys.argv[1], 1).process.pid, flush=True)\n"
+        "time.sleep(3600)"
+    )
+    paths = [str(Path(fastres.__file__).parents[1]), str(Path(__file__).parent)]
+    parent = subprocess.Popen([sys.executable, "-c", script, saved, *paths], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert _group(child) == [child]
+    parent.kill()
+    parent.communicate()
+    _wait_until(lambda: not _group(child))
+
+
+def _group(leader):
+    """The living members of a process group."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/stat") as file:
+                state, _, group = file.read().rpartition(")")[2].split()[:3]
+        except OSError:  # it ended meanwhile
+            continue
+        if int(group) == leader and state != "Z":
+            found.append(int(entry))
+    return found
+
+
+def _wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
+
+
+# memory
+
+
+def test_peak_memory_counts_what_lives_at_once():
+    mega = 1 << 20
+
+    def forward():
+        a = torch.empty(4 * mega, dtype=torch.uint8)
+        b = torch.empty(2 * mega, dtype=torch.uint8)
+        del a
+        return b, torch.empty(mega, dtype=torch.uint8)
+
+    assert memory.peak_bytes(forward, torch.device("cpu")) == 6 * mega
+
+
+def test_peak_memory_sees_what_operators_allocate_inside():
+    """A softmax of transposed data copies it first: three tensors of the input's size, of which two live at the end."""
+    x = torch.rand(256, 1024).t()
+    size = x.numel() * 4
+    assert memory.peak_bytes(lambda: torch.softmax(x.double(), 0).float(), torch.device("cpu")) >= 4 * size
+
+
+def test_resident_memory_sees_every_allocator():
+    held = np.ones(1 << 20)
+    low = memory.peak_resident_bytes(lambda: held.sum())
+    high = memory.peak_resident_bytes(lambda: np.ones(1 << 24).sum())
+    assert 0 < low < high
+    assert high - low > 100 << 20
+
+
+# rooflines
+
+
+def test_costs_of_resnet50_are_the_papers():
+    """Table 1 of the paper: 3.8 billion multiply-adds; torchvision's has the stride in the 3x3: 4.09."""
+    found = roofline.costs("resnet50", 1, 224, torch.float32)
+    assert len(found) == 54
+    assert sum(c.flops for c in found) / 2 == pytest.approx(4.089e9, rel=1e-3)
+    assert sum(c.flops for c in roofline.costs("resnet50", 4, 224, torch.float32)) == 4 * sum(c.flops for c in found)
+
+
+def test_the_bytes_of_a_layer_count_the_residual_once():
+    by_name = {c.name: c for c in roofline.costs("resnet50", 2, 224, torch.bfloat16)}
+    assert by_name["conv1"].bytes == 2 * (2 * 3 * 224**2 + 64 * 3 * 49 + 2 * 64 * 112**2)
+    last = by_name["layer1.1.conv3"]
+    assert last.flops == 2 * 2 * 256 * 56**2 * 64
+    assert last.bytes == 2 * (2 * 64 * 56**2 + 256 * 64 + 2 * 2 * 256 * 56**2)
+    assert by_name["layer1.1.conv2"].bytes == 2 * (2 * 2 * 64 * 56**2 + 64 * 64 * 9)
+    conv = nn.Conv2d(8, 16, 3, groups=4)
+    x = torch.rand(1, 8, 5, 5)
+    assert roofline.layer_cost("", x, conv.weight, conv(x), torch.float32).flops == 2 * 16 * 9 * 2 * 9
+
+
+def test_the_roofline_takes_the_slower_of_arithmetic_and_memory():
+    ceilings = roofline.Ceilings(flops_per_second=10, bytes_per_second=100)
+    assert ceilings.seconds([roofline.Cost("a", 20, 100), roofline.Cost("b", 10, 300)]) == 2 + 3
+
+
+# the record
+
+
+def _record():
+    row = {
+        "name": "resnet18",
+        "batch": 2,
+        "size": 32,
+        "dtype": "float32",
+        "device": "cpu",
+        "status": "ok",
+        "reason": "",
+    }
+    row |= {"parity": None, "flops": 2e9, "bytes": 1e6, "roofline_seconds": 0.05, "memory": {"tensor_bytes": 3e6}}
+    rows = [
+        {**row, "contender": "eager", "samples": [0.2] * 15},
+        {**row, "contender": "fastres", "samples": [0.1] * 15},
+        {**row, "contender": "bad", "samples": [], "status": "failed", "reason": "wrong result"},
+    ]
+    return results.record("models", rows, {"float32": roofline.Ceilings(1e12, 1e11)}, {"rounds": 15})
+
+
+def _text(result):
+    from rich.console import Console
+
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(results.tables(result))
+    return capture.get()
+
+
+def test_a_record_survives_its_file_and_the_table_is_made_of_it(tmp_path):
+    result = _record()
+    results.save(result, tmp_path / "r.json")
+    again = results.load(tmp_path / "r.json")
+    assert again == json.loads(json.dumps(result))
+    assert os.listdir(tmp_path) == ["r.json"]
+    text = _text(again)
+    assert text == _text(result)
+    line = next(line for line in text.splitlines() if line.strip().startswith("fastres "))
+    assert line.split() == [
+        "fastres",
+        "20.0",
+        "100.00",
+        "[100.00",
+        "100.00]",
+        "2.00",
+        "[2.00",
+        "2.00]",
+        "0.02",
+        "50%",
+        "3.0",
+    ]
+    assert "bad failed: wrong result" in text
+    assert [row["contender"] for row in results.failures(again)] == ["bad"]
+
+
+def test_a_table_says_when_rounds_are_few():
+    result = _record()
+    assert "rounds of" not in _text(result)
+    for row in result["rows"]:
+        row["samples"] = row["samples"][:5]
+    assert "only 5 rounds of 15 or more" in _text(result)
+
+
+def test_a_full_disk_leaves_the_old_record(tmp_path, monkeypatch):
+    path = tmp_path / "r.json"
+    path.write_text("old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(results.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        results.save(_record(), path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["r.json"]
+
+
+def test_what_is_no_record_is_refused(tmp_path):
+    path = tmp_path / "r.json"
+    for text, message in [("{", "not JSON"), ("[]", "expected a fastres record"), ('{"schema": 99}', "schema 1")]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            results.load(path)
+
+
+def test_records_hold_no_path_or_host_name():
+    text = json.dumps(_record())
+    assert os.uname().nodename not in text
+    assert os.getcwd() not in text
