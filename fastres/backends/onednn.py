@@ -77,6 +77,8 @@ class OneDNN(Backend):
         if residual is None:
             return ops._convolution_pointwise.default(x, *prepared, "relu" if relu else "none", [], "")
         unary = "relu" if relu else None
+        if not overwrite and residual.shape[2:] == (1, 1):
+            residual, overwrite = residual.clone(), True  # torch's out-of-place call raises on images of 1 x 1
         if overwrite:
             return ops._convolution_pointwise_.binary(residual, x, *prepared, "add", 1.0, unary, [], None)
         return ops._convolution_pointwise.binary(x, residual, *prepared, "add", 1.0, unary, [], None)
