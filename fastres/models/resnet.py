@@ -7,19 +7,36 @@ is written in fused calls; table 1 of the paper is the list of classes at the en
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 
 from .. import fused
 from ..backends import registry
+from . import shortcuts
 
 
 class Carrier:
     """Mixed into a module that carries the name of the backend its model asks for ("" for none)."""
 
     backend_name: str = ""
+
+
+class Model(Carrier):
+    """Mixed into the module of a whole model: `backend`, which every carrier within follows."""
+
+    @property
+    def backend(self) -> str | None:
+        """Name of the backend that this model asks for, or None."""
+        return self.backend_name or None
+
+    @backend.setter
+    def backend(self, name: str | None) -> None:
+        registry.check_name(name)
+        for module in cast(nn.Module, self).modules():
+            if isinstance(module, Carrier):
+                module.backend_name = name or ""
 
 
 class BasicBlock(tv.BasicBlock, Carrier):
@@ -77,13 +94,16 @@ def blocks_of(*stages: nn.Module) -> Iterator[nn.Module]:
             yield stage
 
 
-class ResNet(tv.ResNet, Carrier):
-    """torchvision's `ResNet` with fused inference: the same constructor, plus `backend`.
+class ResNet(tv.ResNet, Model):
+    """torchvision's `ResNet` with fused inference: the same constructor, plus `backend` and two choices of the paper.
 
     Args:
         block: `BasicBlock` or `Bottleneck` of this module, or torchvision's, which then run unfused.
         layers: number of blocks in each of the four stages.
         backend: name of the backend to run fused operators on; None lets fastres choose. Also a property.
+        shortcut: the paper's option "A" (identities, zero-padded where dimensions grow), "B" (projections where
+            dimensions grow, as torchvision's) or "C" (all projections).
+        stride_in_1x1: a bottleneck's stride in its first 1x1 convolution, as in the paper, not in the 3x3.
         *args, **kwargs: torchvision's, unchanged: `num_classes`, `zero_init_residual`, `groups`, `width_per_group`,
             `replace_stride_with_dilation`, `norm_layer`.
 
@@ -101,23 +121,18 @@ class ResNet(tv.ResNet, Carrier):
         layers: list[int],
         *args: Any,
         backend: str | None = None,
+        shortcut: str = "B",
+        stride_in_1x1: bool = False,
         **kwargs: Any,
     ) -> None:
         registry.check_name(backend)
+        shortcuts.check_option(shortcut)
         super().__init__(block, layers, *args, **kwargs)
+        blocks = [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
+        shortcuts.set_shortcuts(blocks, shortcut, self._norm_layer)
+        if stride_in_1x1:
+            shortcuts.move_stride_to_1x1(blocks)
         self.backend = backend
-
-    @property
-    def backend(self) -> str | None:
-        """Name of the backend that this model asks for, or None."""
-        return self.backend_name or None
-
-    @backend.setter
-    def backend(self, name: str | None) -> None:
-        registry.check_name(name)
-        for module in self.modules():
-            if isinstance(module, Carrier):
-                module.backend_name = name or ""
 
     def _make_layer(self, *args: Any, **kwargs: Any) -> Stage:
         return Stage(*super()._make_layer(*args, **kwargs))
@@ -134,6 +149,7 @@ class _Variant(ResNet):
 
     Args:
         weights: a member of `weights_enum`, its name ("DEFAULT", "IMAGENET1K_V2"), or None. Downloaded by torchvision.
+            They are of option B with the stride in the 3x3, so other choices raise ValueError.
         progress: whether to show the download.
         **kwargs: as `ResNet`; they take precedence over the row's own.
     """
@@ -150,6 +166,9 @@ class _Variant(ResNet):
             classes = len(verified.meta["categories"])
             if kwargs.setdefault("num_classes", classes) != classes:
                 raise ValueError(f"num_classes: expected {classes}, that of {verified}, got {kwargs['num_classes']}")
+            for name, value in {"shortcut": "B", "stride_in_1x1": False}.items():
+                if kwargs.get(name, value) != value:
+                    raise ValueError(f"{name}: expected {value!r}, that of {verified}, got {kwargs[name]!r}")
         super().__init__(self.block, list(self.layers), **kwargs)
         if verified is not None:
             self.load_state_dict(verified.get_state_dict(progress=progress, check_hash=True))
