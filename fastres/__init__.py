@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 
 from .backends import BackendError, backends, use_backend
+from .capture import CapturedModel, capture
 from .explain import explain
 from .folding import refresh
 from .models.resnet import (
@@ -42,6 +43,7 @@ __all__ = [
     "BackendError",
     "BasicBlock",
     "Bottleneck",
+    "CapturedModel",
     "OptimizationReport",
     "ResNeXt50_32x4d",
     "ResNeXt101_32x8d",
@@ -55,6 +57,7 @@ __all__ = [
     "WideResNet50_2",
     "WideResNet101_2",
     "backends",
+    "capture",
     "explain",
     "optimize",
     "refresh",

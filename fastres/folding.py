@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +54,7 @@ class _Entry(NamedTuple):
 _entries: dict[tuple[Hashable, ...], _Entry] = {}
 _lock = threading.Lock()
 _epoch = 0
+_own: ContextVar[OwnFolds | None] = ContextVar("fastres_own_folds", default=None)
 
 
 def fold(layer: ConvBN, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -78,7 +81,9 @@ def folded(layer: ConvBN, dtype: torch.dtype, recipe: Hashable, prepare: Prepare
     by side. What `prepare` returns is shared between threads and must not be written.
     """
     sources = [t for t in layer.tensors() if t is not None]
-    return derived(sources, (recipe, dtype, layer.eps), lambda: prepare(*fold(layer, dtype)))
+    own = _own.get()
+    cached = derived if own is None else own.get
+    return cached(sources, (recipe, dtype, layer.eps), lambda: prepare(*fold(layer, dtype)))
 
 
 def derived(
@@ -88,11 +93,9 @@ def derived(
 
     What is kept must not refer to a source: it would keep a deleted model's memory.
     """
-    try:
-        stamp = [t._version for t in sources]
-    except RuntimeError:  # inference tensors keep no version: nothing would show a change
+    stamp = _stamp(sources)
+    if stamp is None or _own.get() is not None:
         return _make(sources, make)
-    stamp.append(_epoch)
     places: list[Hashable] = [t.data_ptr() for t in sources]
     places += [t.untyped_storage()._cdata for t in sources if t.dim() != 1]
     places += [(t.shape, t.stride()) for t in sources if t.dim() > 1]
@@ -123,6 +126,51 @@ def refresh(model: torch.nn.Module | None = None) -> None:
     with _lock:
         _epoch += 1
         _entries.clear()  # none can be found again
+
+
+class OwnFolds:
+    """Folded weights of one caller's own, in memory that stays theirs: for a CUDA graph, which knows addresses.
+
+    Within `used()`, everything that is folded in this thread is made here instead of in the cache. `renew` folds anew,
+    into the same memory, what has changed since. The sources are held.
+    """
+
+    def __init__(self) -> None:
+        self._folds: dict[Hashable, tuple[list[Tensor], Callable[[], Any], Any, list[int] | None]] = {}
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        token = _own.set(self)
+        try:
+            yield
+        finally:
+            _own.reset(token)
+
+    def get(self, sources: list[Tensor], recipe: Hashable, make: Callable[[], Any]) -> Any:
+        key = (recipe, *map(id, sources))
+        if key not in self._folds:
+            self._folds[key] = sources, make, _make(sources, make), _stamp(sources)
+        return self._folds[key][2]
+
+    def renew(self) -> int:
+        """Returns how many folds had changed."""
+        changed = 0
+        for key, (sources, make, made, stamp) in self._folds.items():
+            now = _stamp(sources)
+            if now is None or now != stamp:
+                for old, new in zip(_tensors(made), _tensors(_make(sources, make)), strict=True):
+                    old.copy_(new)
+                self._folds[key] = sources, make, made, now
+                changed += 1
+        return changed
+
+
+def _stamp(sources: list[Tensor]) -> list[int] | None:
+    """What changes when a source's values do; None for inference tensors, which keep no version."""
+    try:
+        return [*[t._version for t in sources], _epoch]
+    except RuntimeError:
+        return None
 
 
 def _make(sources: list[Tensor], make: Callable[[], Any]) -> Any:
