@@ -97,7 +97,8 @@ class Case:
         lines += [code, f"st.global.b{width(self.to)} [%p{len(names) + 1}], %out;", "ret;"]
         body = "\n  ".join(lines)
         version = "7.0" if self.target == "sm_80" else "8.0"
-        return f".version {version}\n.target {self.target}\n.address_size 64\n.visible .entry k({params})\n{{\n  {body}\n}}\n"
+        head = f".version {version}\n.target {self.target}\n.address_size 64\n"
+        return f"{head}.visible .entry k({params})\n{{\n  {body}\n}}\n"
 
     def inputs(self) -> list[torch.Tensor]:
         """One tensor of 64-bit cells per operand."""
