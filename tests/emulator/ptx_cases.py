@@ -134,3 +134,31 @@ def run_on_hardware(case: Case) -> None:
     kernel((1, 1, 1), (len(case.rows), 1, 1), [*(column.cuda() for column in case.inputs()), results])
     torch.cuda.synchronize()
     case.check(results.cpu())
+
+
+def kernel(body: str, params: str = "x out", *, name: str = "k", declare: str = "", target: str = "sm_80") -> str:
+    """A module with one kernel. Each word of ``params`` is a pointer parameter, loaded into ``%<word>``.
+
+    The body may use predicates ``%p<8>``, 32-bit ``%r<32>``, 64-bit ``%rd<16>``, 16-bit ``%h<16>``, f32 ``%f<16>`` and
+    ``%tid``, the thread's x coordinate.
+    """
+    words = params.split()
+    loads = "\n".join(f"  .reg .b64 %{word}; ld.param.u64 %{word}, [p_{word}];" for word in words)
+    return f"""
+.version 8.0
+.target {target}
+.address_size 64
+{declare}
+.visible .entry {name}({", ".join(f".param .u64 p_{word}" for word in words)})
+{{
+  .reg .pred %p<8>;
+  .reg .b32 %r<32>, %tid;
+  .reg .b64 %rd<16>;
+  .reg .b16 %h<16>;
+  .reg .f32 %f<16>;
+{loads}
+  mov.u32 %tid, %tid.x;
+{body}
+  ret;
+}}
+"""
