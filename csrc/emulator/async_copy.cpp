@@ -111,6 +111,7 @@ Step run_wait(Warp& w, const Instruction& i, Mask mask) {
 void decode_cp(Decoder& d) {
   Instruction& i = d.instruction();
   if (!d.take("async")) d.fail("unknown instruction");
+  if (d.take("bulk")) return decode_bulk(d);
   if (d.take("commit_group")) {
     d.expect_operands(0, 0);
     i.run = run_commit;

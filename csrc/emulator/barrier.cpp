@@ -2,6 +2,7 @@
 // Instructions": bar, barrier, bar.warp.sync, membar, fence.
 #include <bitset>
 
+#include "emulator/async_state.h"
 #include "emulator/lanes.h"
 
 namespace fastres::emulator {
@@ -22,6 +23,8 @@ void complete(Block& block, NamedBarrier& barrier) {
   const uint32_t wanted = barrier.whole_block ? live_threads(block) : barrier.expected;
   if (barrier.arrived == 0 || barrier.arrived < wanted) return;
   barrier.generation++;
+  barrier.released = std::move(barrier.collecting);
+  barrier.collecting = {};
   barrier.result = barrier.reduction;
   barrier.arrived = 0;
   barrier.waiting.clear();
@@ -74,6 +77,7 @@ Step run_bar(Warp& w, const Instruction& i, Mask mask) {
     if (kind == Kind::RedOr) barrier.reduction |= p != 0;
     barrier.arrived += counted && i.a & kAligned ? 32 : count(mask);
     barrier.waiting.emplace_back(&w, mask);
+    barrier_arrives(w, barrier.collecting);
     group.ticket = barrier.generation;
     const uint64_t mine = barrier.generation;
     complete(w.block, barrier);
@@ -82,6 +86,7 @@ Step run_bar(Warp& w, const Instruction& i, Mask mask) {
   } else if (group.ticket == barrier.generation) {
     return Step::Wait;
   }
+  barrier_passes(w, barrier.released);
   if (kind == Kind::RedPopc) {
     for_lanes(mask, [&](int l) { w.lanes<uint32_t>(i.r[3])[l] = barrier.result; });
   } else if (kind >= Kind::RedAnd) {
@@ -95,6 +100,7 @@ void decode_bar_warp(Decoder& d);
 
 void decode_bar(Decoder& d, bool aligned) {
   if (d.take("warp")) return decode_bar_warp(d);
+  if (d.take("cluster")) return decode_cluster_barrier(d);
   d.take("cta");
   aligned |= d.take("aligned");
   Instruction& i = d.instruction();
@@ -147,6 +153,8 @@ Step run_fence(Warp& w, const Instruction& i, Mask) {
   return Step::Next;
 }
 void decode_fence(Decoder& d) {
+  if (d.take("proxy")) return decode_proxy_fence(d);
+  if (d.take("mbarrier_init")) return decode_mbarrier_fence(d);
   d.take_any({"sc", "acq_rel", "acquire", "release"});
   const std::string scope = d.take_any({"cta", "cluster", "gpu", "sys", "gl"});
   d.instruction().a = scope != "cta";
@@ -204,6 +212,8 @@ std::string describe_wait(Warp& w, const Group& group) {
       text += " on barrier " + std::to_string(id) + ", where " + std::to_string(barrier.arrived) + " of " +
               std::to_string(wanted) + " threads have arrived";
     }
+  } else if (const std::string async = describe_async_wait(w, i, group.mask); !async.empty()) {
+    text += async;
   } else if (group.mask != w.live()) {
     text += " for the other lanes of its warp";
   }

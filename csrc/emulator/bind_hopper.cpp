@@ -22,9 +22,9 @@ using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
 TensorType tensor_type_of(const std::string& name) {
   static const std::map<std::string, TensorType> types = {
-      {"u8", TensorType::kU8},   {"u16", TensorType::kU16},   {"u32", TensorType::kU32},  {"s32", TensorType::kS32},
-      {"u64", TensorType::kU64}, {"s64", TensorType::kS64},   {"f16", TensorType::kF16},  {"f32", TensorType::kF32},
-      {"f64", TensorType::kF64}, {"bf16", TensorType::kBF16}, {"tf32", TensorType::kTF32}};
+      {"u8", TensorType::kU8},   {"u16", TensorType::kU16},  {"u32", TensorType::kU32}, {"s32", TensorType::kS32},
+      {"u64", TensorType::kU64}, {"s64", TensorType::kS64},  {"f16", TensorType::kF16}, {"f32", TensorType::kF32},
+      {"f64", TensorType::kF64}, {"bf16", TensorType::kBF16}};
   const auto found = types.find(name);
   if (found == types.end()) throw std::invalid_argument("no tensor map has elements of type '" + name + "'");
   return found->second;
@@ -135,7 +135,7 @@ Array<float> gather(const std::string& operand, const Element element, uint64_t 
   const py::ssize_t k = wgmma_k(element);
   if (operand == "a") {
     Array<float> a({static_cast<py::ssize_t>(kWarpgroupRows), k});
-    gather_wgmma_a(d, element, mn_major, scale, chunk, a.mutable_data());
+    gather_wgmma_a(d, element, mn_major, 0, kWarpgroupRows, scale, chunk, a.mutable_data());
     return a;
   }
   Array<float> b({k, static_cast<py::ssize_t>(columns)});

@@ -8,11 +8,11 @@ namespace fastres::emulator {
 
 namespace {
 
-const std::array<const Family*, 12>& families() {
-  static const std::array<const Family*, 12> all = {&float_family(),      &integer_family(), &move_family(),
-                                                    &conversion_family(), &compare_family(), &control_family(),
-                                                    &memory_family(),     &atomic_family(),  &barrier_family(),
-                                                    &warp_family(),       &matrix_family(),  &async_copy_family()};
+const std::array<const Family*, 15>& families() {
+  static const std::array<const Family*, 15> all = {
+      &float_family(),   &integer_family(),    &move_family(),     &conversion_family(), &compare_family(),
+      &control_family(), &memory_family(),     &atomic_family(),   &barrier_family(),    &warp_family(),
+      &matrix_family(),  &async_copy_family(), &mbarrier_family(), &wgmma_family(),      &cluster_family()};
   return all;
 }
 
@@ -102,6 +102,7 @@ void Decoder::run() {
   lay_out_memory();
   kernel_.code.reserve(function_.statements.size());
   for (const ptx::Statement& statement : function_.statements) decode(statement);
+  watch_wgmma_registers(kernel_, function_);
 }
 
 void Decoder::declare_registers() {

@@ -29,6 +29,17 @@ const Family& barrier_family();
 const Family& warp_family();
 const Family& matrix_family();
 const Family& async_copy_family();
+const Family& mbarrier_family();
+const Family& wgmma_family();
+const Family& cluster_family();
+
+// Instructions of sm_90 whose first word an older family owns.
+void decode_bulk(Decoder& d);             // cp.async.bulk, cp.reduce.async.bulk
+void decode_proxy_fence(Decoder& d);      // fence.proxy
+void decode_mbarrier_fence(Decoder& d);   // fence.mbarrier_init
+void decode_cluster_barrier(Decoder& d);  // barrier.cluster
+// Wraps the instructions that touch wgmma's registers.
+void watch_wgmma_registers(Kernel& kernel, const ptx::Function& function);
 
 class Decoder {
  public:

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "emulator/async_state.h"
+
 namespace fastres::emulator {
 
 Block::Block(Machine& owner, uint64_t block_id, Extent place) : machine(owner), id(block_id), position(place) {
@@ -93,6 +95,7 @@ void Machine::admit() {
     for (Block* block : members) {
       block->cluster = members;
       for (uint32_t w = 0; w < warps; w++) block->warps.push_back(std::make_unique<Warp>(*block, w));
+      block->async = std::make_shared<AsyncState>(*block);
     }
     report.blocks += blocks;
   }
@@ -108,6 +111,7 @@ void Machine::retire() {
   std::deque<std::unique_ptr<Block>> stay;
   for (size_t i = 0; i < resident_.size(); i++) {
     if (leaves[i]) {
+      resident_[i]->async->finish();
       memory.retire(*resident_[i]);
     } else {
       stay.push_back(std::move(resident_[i]));

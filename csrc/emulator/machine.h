@@ -18,9 +18,11 @@
 #include "emulator/memory.h"
 #include "emulator/program.h"
 #include "emulator/report.h"
+#include "emulator/vector_clock.h"
 
 namespace fastres::emulator {
 
+class AsyncState;
 class Machine;
 struct Block;
 
@@ -108,6 +110,7 @@ struct NamedBarrier {
   bool whole_block = false;
   uint32_t reduction = 0, result = 0;  // bar.red: so far, and of the last generation
   std::vector<std::pair<Warp*, Mask>> waiting;
+  Knowledge collecting, released;  // what those who arrived knew: so far, and of the last generation
 };
 
 struct Block {
@@ -120,6 +123,7 @@ struct Block {
   SharedMemory shared;
   std::array<NamedBarrier, 16> barriers;
   Blocks known;  // blocks whose writes to global memory this one has acquired
+  std::shared_ptr<AsyncState> async;
 
   Block(Machine& machine, uint64_t id, Extent position);
   bool done() const;

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "emulator/addressing.h"
+#include "emulator/async_state.h"
 #include "emulator/machine.h"
 
 namespace fastres::emulator {
@@ -14,12 +15,6 @@ const char* name_of(Space space) {
 }
 
 namespace {
-
-std::string hex(uint64_t value) {
-  char text[24];
-  std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
-  return text;
-}
 
 const char* verb(AccessKind kind) {
   return kind == AccessKind::Read ? "read" : kind == AccessKind::Write ? "write" : "atomic update";
@@ -196,6 +191,7 @@ uint8_t* Memory::shared(const Access& access) {
               std::to_string(memory.end - memory.begin) + " bytes");
     return nullptr;
   }
+  if (!access.async) note_shared_access(access, *block, static_cast<uint32_t>(offset));
   return finish(access, memory.shadow, offset, memory.data.data(), "");
 }
 

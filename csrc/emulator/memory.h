@@ -68,6 +68,7 @@ struct Access {
   uint64_t address;
   uint32_t bytes;
   AccessKind kind;
+  bool async = false;  // by TMA or wgmma, which keep their own order
 };
 
 class Memory {

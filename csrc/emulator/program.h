@@ -101,6 +101,16 @@ struct SpecialSlot {
   Special special;
 };
 
+// Registers that wgmma uses, and the instructions that mention them: see wgmma_registers.h.
+struct WgmmaWatch {
+  struct Entry {
+    Handler run = nullptr;            // the instruction's own
+    std::vector<uint32_t> registers;  // by index among the watched
+  };
+  size_t registers = 0;
+  std::unordered_map<uint32_t, Entry> entries;  // by index of the instruction
+};
+
 struct SharedVariable {
   std::string name;
   uint32_t offset, bytes;
@@ -118,6 +128,7 @@ struct Kernel {
   uint32_t shared_base = 0, static_shared_end = 0;  // dynamic shared memory starts at the latter
   std::vector<SharedVariable> shared;
   uint32_t shared_align = 16;
+  WgmmaWatch watch;
   uint32_t registers = 0;  // 32-bit registers a thread declares: an upper bound, no allocation
 };
 

@@ -64,10 +64,14 @@ class Timeline {
   void learn(Epoch epoch) { known_.order.raise(epoch); }
   void release_to(Knowledge& to) {
     to.join(known_);
+    tick();
+  }
+  void tick() {
     ++now_.time;
     known_.order.raise(now_);
   }
   void proxy_fence() { known_.proxied.join(known_.order); }
+  void proxy_fence(Epoch epoch) { known_.proxied.raise(epoch); }  // for that agent's accesses alone
 
  private:
   Epoch now_;

@@ -1,5 +1,7 @@
 #include "emulator/wgmma.h"
 
+#include <algorithm>
+
 namespace fastres::emulator {
 namespace {
 
@@ -38,13 +40,13 @@ std::string check_descriptor(const WgmmaDescriptor& descriptor, Element element,
   return {};
 }
 
-void gather_wgmma_a(const WgmmaDescriptor& descriptor, Element element, bool mn_major, float scale,
+void gather_wgmma_a(const WgmmaDescriptor& descriptor, Element element, bool mn_major, int first, int rows, float scale,
                     const ChunkReader& chunk, float* a) {
   const int per_chunk = 128 / bits_of(element), k_extent = wgmma_k(element);
-  for_each_chunk(descriptor, element, mn_major, kWarpgroupRows, [&](uint32_t address, int m, int k) {
+  for_each_chunk(descriptor, element, mn_major, first, rows, [&](uint32_t address, int m, int k) {
     float values[kMaxPerChunk];
     decode_elements(element, chunk(address), per_chunk, values);
-    float* to = a + m * k_extent + k;
+    float* to = a + (m - first) * k_extent + k;
     const int step = mn_major ? k_extent : 1;
     for (int i = 0; i < per_chunk; ++i) to[i * step] = scale * values[i];
   });
@@ -53,7 +55,7 @@ void gather_wgmma_a(const WgmmaDescriptor& descriptor, Element element, bool mn_
 void gather_wgmma_b(const WgmmaDescriptor& descriptor, Element element, bool mn_major, int columns, float scale,
                     const ChunkReader& chunk, float* b) {
   const int per_chunk = 128 / bits_of(element);
-  for_each_chunk(descriptor, element, mn_major, columns, [&](uint32_t address, int n, int k) {
+  for_each_chunk(descriptor, element, mn_major, 0, columns, [&](uint32_t address, int n, int k) {
     float values[kMaxPerChunk];
     decode_elements(element, chunk(address), per_chunk, values);
     float* to = b + k * columns + n;
@@ -84,6 +86,14 @@ void scatter_accumulators(Accumulator kind, int columns, const float* sum, Regis
     } else {
       to = bit_cast<uint32_t>(sum[at]);
     }
+  });
+}
+
+void scatter_integers(int columns, const float* product, bool accumulate, bool saturate, Registers registers) {
+  for_accumulators(Accumulator::kS32, columns, [&](int at, int r, int lane, int) {
+    const int64_t before = accumulate ? static_cast<int32_t>(registers[r][lane]) : 0;
+    const int64_t sum = before + static_cast<int64_t>(product[at]);
+    registers[r][lane] = static_cast<uint32_t>(saturate ? std::clamp<int64_t>(sum, INT32_MIN, INT32_MAX) : sum);
   });
 }
 

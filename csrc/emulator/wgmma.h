@@ -42,13 +42,13 @@ constexpr int wgmma_k(Element element) {
 // Calls body(address, row or column, k of its first element) for each 16-byte chunk of an operand of `extent` rows (A)
 // or columns (B), addresses swizzled.
 template <class Body>
-void for_each_chunk(const WgmmaDescriptor& d, Element element, bool mn_major, int extent, Body&& body) {
+void for_each_chunk(const WgmmaDescriptor& d, Element element, bool mn_major, int first, int extent, Body&& body) {
   const int per_chunk = 128 / bits_of(element), k_extent = wgmma_k(element);
   const uint32_t span = swizzle_span(d.swizzle);
   const bool plain = d.swizzle == Swizzle::kNone;
   if (!mn_major) {
     const uint32_t step = plain ? d.leading : 16;
-    for (int m = 0; m < extent; ++m) {
+    for (int m = first; m < first + extent; ++m) {
       for (int c = 0; c < 2; ++c) {
         const uint32_t address = d.start + m % 8 * span + m / 8 * d.stride + c * step;
         body(swizzled(d.swizzle, address), m, c * per_chunk);
@@ -58,7 +58,7 @@ void for_each_chunk(const WgmmaDescriptor& d, Element element, bool mn_major, in
   }
   const int chunks = static_cast<int>(span / 16);
   const uint32_t chunk_step = plain ? d.stride : d.leading, k_step = plain ? d.leading : d.stride;
-  for (int c = 0; c < extent / per_chunk; ++c) {
+  for (int c = first / per_chunk; c < (first + extent) / per_chunk; ++c) {
     for (int k = 0; k < k_extent; ++k) {
       const uint32_t address = d.start + c % chunks * 16 + c / chunks * chunk_step + k % 8 * span + k / 8 * k_step;
       body(swizzled(d.swizzle, address), c * per_chunk, k);
@@ -66,10 +66,10 @@ void for_each_chunk(const WgmmaDescriptor& d, Element element, bool mn_major, in
   }
 }
 
-// Gathers an operand to floats: A as (64, K) row-major, B as (K, columns) row-major, times `scale`. `chunk` returns the
-// 16 bytes at a shared-memory address.
+// Gathers an operand to floats: rows [first, first + rows) of A as (rows, K) row-major, B as (K, columns) row-major,
+// times `scale`. `chunk` returns the 16 bytes at a shared-memory address.
 using ChunkReader = std::function<const uint8_t*(uint32_t address)>;
-void gather_wgmma_a(const WgmmaDescriptor& descriptor, Element element, bool mn_major, float scale,
+void gather_wgmma_a(const WgmmaDescriptor& descriptor, Element element, bool mn_major, int first, int rows, float scale,
                     const ChunkReader& chunk, float* a);
 void gather_wgmma_b(const WgmmaDescriptor& descriptor, Element element, bool mn_major, int columns, float scale,
                     const ChunkReader& chunk, float* b);
@@ -80,5 +80,8 @@ void gather_wgmma_a_registers(Element element, ConstRegisters registers, float s
 // register.
 void gather_accumulators(Accumulator kind, int columns, ConstRegisters registers, float* sum);
 void scatter_accumulators(Accumulator kind, int columns, const float* sum, Registers registers);
+
+// s32 accumulators: `product` is exact, its sum with what is there wraps, or clamps when `saturate`.
+void scatter_integers(int columns, const float* product, bool accumulate, bool saturate, Registers registers);
 
 }  // namespace fastres::emulator

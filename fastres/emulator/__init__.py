@@ -8,5 +8,6 @@ docs/emulator.md says how to run, trace and debug a kernel, and what an emulator
 
 from fastres.emulator.launch import Fault, Fresh, Kernel, Module, PtxError, load
 from fastres.emulator.report import Finding, Report, Traffic
+from fastres.emulator.tensor_map import TensorMap
 
-__all__ = ["Fault", "Finding", "Fresh", "Kernel", "Module", "PtxError", "Report", "Traffic", "load"]
+__all__ = ["Fault", "Finding", "Fresh", "Kernel", "Module", "PtxError", "Report", "TensorMap", "Traffic", "load"]

@@ -11,8 +11,9 @@ import torch
 
 from fastres import native
 from fastres.emulator.report import Finding, Report
+from fastres.emulator.tensor_map import TensorMap
 
-Argument = Any  # torch.Tensor, Fresh, int, float, bool or bytes
+Argument = Any  # torch.Tensor, Fresh, TensorMap, int, float, bool or bytes
 
 _INTEGERS = {"b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "b32": 4, "u32": 4, "s32": 4}
 _INTEGERS |= {"b64": 8, "u64": 8, "s64": 8}
@@ -111,7 +112,7 @@ class Module:
             block: Threads of a block, likewise.
             cluster: Blocks of a cluster, likewise.
             args: One per kernel parameter: CPU tensors (their address is passed and their memory may be used), ints,
-                floats and bools, and bytes for structures passed by value.
+                floats and bools, TensorMaps, and bytes for structures passed by value.
             shared: Bytes of dynamic shared memory.
             memory: Further tensors that the kernel may use: those whose addresses are inside a bytes argument.
             seed: Chooses the interleaving of warps and blocks, and when asynchronous work happens.
@@ -202,6 +203,9 @@ def _pack(kernel: Kernel, args: Sequence[Argument], regions: list[tuple[str, int
         name = f"args[{index}]"
         if isinstance(argument, bytes):
             packed = argument
+        elif isinstance(argument, TensorMap):
+            _region(name, argument.tensor, regions)
+            packed = argument.blob
         elif isinstance(argument, (torch.Tensor, Fresh)):
             packed = _region(name, argument, regions).to_bytes(8, "little")
         elif isinstance(argument, float) and kind in ("f32", "f64", "b32", "b64"):
