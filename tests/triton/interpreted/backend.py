@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import DEVICE, INTERPRETED
+from problems import DEVICE, INTERPRETED
 from tolerance import assert_right, to_oracle
 from torch import nn
 
@@ -71,6 +71,6 @@ def test_refuses_what_it_cannot_compute() -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU computes in bfloat16")
 def test_the_interpreter_s_bfloat16_is_refused() -> None:
     model = network(fastres.BasicBlock).bfloat16()
-    with fastres.use_backend("triton"), torch.no_grad():
-        with pytest.raises(fastres.BackendError, match="interpreter does not compute in bfloat16"):
-            model(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))
+    refused = pytest.raises(fastres.BackendError, match="interpreter does not compute in bfloat16")
+    with fastres.use_backend("triton"), torch.no_grad(), refused:
+        model(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))

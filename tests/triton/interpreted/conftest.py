@@ -1,7 +1,4 @@
-"""The kernels' cases: in Triton's interpreter where TRITON_INTERPRET=1 is set, else on a GPU. `test_interpreter` runs both.
-
-Outputs start as NaN, so that an element that a kernel forgets cannot pass.
-"""
+"""What the kernels' cases share. Outputs start as NaN, so that an element that a kernel forgets cannot pass."""
 
 from __future__ import annotations
 
@@ -9,11 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from triton import knobs
-
-INTERPRETED = bool(knobs.runtime.interpret)
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
+from problems import DTYPES
 
 
 @pytest.fixture(params=DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICE
-from problems import channels_last
+from problems import DEVICE, channels_last
 from tolerance import assert_right, to_oracle
 from torch import Tensor
 

@@ -1,4 +1,7 @@
-"""Convolution problems as data, run by a launcher, by PyTorch and by the oracle alike."""
+"""Where the cases run, and convolution problems as data: run by a launcher, by PyTorch and by the oracle alike.
+
+In Triton's interpreter where TRITON_INTERPRET=1 is set, else on a GPU; `test_interpreter` sees to both.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from conftest import DEVICE
 from tolerance import assert_right, to_oracle
 from torch import Tensor
+from triton import knobs
 
 from fastres.kernels.conv import conv, pack
 from fastres.tuning import Tile
 
+INTERPRETED = bool(knobs.runtime.interpret)
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32, torch.float16] if INTERPRETED else [torch.float32, torch.float16, torch.bfloat16]
 SMALL = Tile(16, 16, 16, 4, 2, 2)  # so that small problems have several tiles in every direction
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICE
-from problems import SMALL, Convolution
+from problems import DEVICE, SMALL, Convolution
 from tolerance import assert_right, to_oracle
 from torch import Tensor
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DEVICE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import channels_last
+from problems import DEVICE, channels_last
 from tolerance import assert_right, to_oracle
 from torch import Tensor
 
