@@ -1,8 +1,8 @@
 """Which tile a Triton kernel uses for which problem: what was measured here, what was measured by us, a heuristic.
 
-A table is JSON, `{"version", "kernels", "tiles": {architecture: {dtype: {problem: tile}}}}`. `data/tuning.json` ships
-with the package; `record` adds to the user's own table, which comes first and is passed over once the kernels' source,
-whose digest is `kernels`, has changed. Nothing here measures, so nothing stalls a first forward.
+A table is JSON, `{"version", "kernels", "tiles": {architecture: {arithmetic: {problem: tile}}}}`. `data/tuning.json`
+ships with the package; `record` adds to the user's own table, which comes first and is passed over once the kernels'
+source, whose digest is `kernels`, has changed. Nothing here measures, so nothing stalls a first forward.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import torch
 
 VERSION = 1
-INTERPRETED = 80  # the architecture whose choices CPU tensors take
+INTERPRETED = 80  # the architecture that Triton's interpreter passes for
 _PACKAGE = Path(__file__).resolve().parent
 
 
 class Problem(NamedTuple):
-    """The implicit GEMM of one convolution: with dtype and architecture, what a choice depends on."""
+    """The implicit GEMM of one convolution: with arithmetic and architecture, what a choice depends on."""
 
     family: str  # "conv", "gemm", "projection" or "stem"
     m: int  # output pixels
@@ -52,30 +52,54 @@ class Tile(NamedTuple):
     group_m: int = 8
 
 
-@cache
 def architecture(device: torch.device) -> int:
-    """Compute capability of a GPU, as 90 for 9.0; `INTERPRETED` for the CPU."""
-    if device.type != "cuda":
-        return INTERPRETED
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+    """Compute capability of a GPU, as 90 for 9.0; for the CPU, that of the GPU which Triton is told to stand in for."""
+    if device.type == "cuda":
+        return _gpu(device)[0]
+    from triton import knobs
+    from triton.runtime import driver
+
+    return INTERPRETED if knobs.runtime.interpret else driver.active.get_current_target().arch
 
 
-@cache
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors of a GPU; 2 for the CPU, so that a persistent program still walks its tiles."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    """Streaming multiprocessors of a GPU, or of the one stood in for; 2 in the interpreter."""
+    if device.type == "cuda":
+        return _gpu(device)[1]
+    from triton import knobs
+    from triton.runtime import driver
+
+    if knobs.runtime.interpret:
+        return 2  # few, so that a persistent program walks several tiles
+    return driver.active.utils.get_device_properties(driver.active.get_current_device())["multiprocessor_count"]
 
 
 @cache
-def choose(problem: Problem, dtype: torch.dtype, device: torch.device) -> Tile:
-    """The tile for `problem`: from the user's table, else the package's, else by `heuristic`."""
-    arch = architecture(device)
+def _gpu(device: torch.device) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def arithmetic(dtype: torch.dtype, tf32: bool) -> str:
+    """What a product of tensors of `dtype` is computed in: its name, or "tf32" where float32 may be rounded to that."""
+    return "tf32" if dtype == torch.float32 and tf32 else str(dtype).removeprefix("torch.")
+
+
+def choose(problem: Problem, numbers: str, device: torch.device) -> Tile:
+    """The tile for `problem`: from the user's table, else the package's, else by `heuristic`.
+
+    `numbers` is from `arithmetic`.
+    """
+    return _choose(problem, numbers, architecture(device), processors(device))
+
+
+@cache
+def _choose(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
     for table in _tables():
-        tile = table.get(f"sm_{arch}", {}).get(_name(dtype), {}).get(problem.key())
+        tile = table.get(f"sm_{arch}", {}).get(numbers, {}).get(problem.key())
         if tile is not None:
             return Tile(*tile)
-    return heuristic(problem, dtype, arch, processors(device))
+    return heuristic(problem, numbers, arch, multiprocessors)
 
 
 def shared_memory(arch: int) -> int:
@@ -84,45 +108,51 @@ def shared_memory(arch: int) -> int:
     return kib.get(arch, 99) * 1024
 
 
-def heuristic(problem: Problem, dtype: torch.dtype, arch: int, multiprocessors: int) -> Tile:
+def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
     """A tile for a problem that nobody measured: as large as still gives every multiprocessor one, if it fits."""
     if problem.family == "stem":
         # 128 columns hold the 112 of a 224-pixel image; more stages only take registers, as no load is asynchronous.
         return Tile(128, min(64, _power_of_2(problem.n)), _power_of_2(problem.c), 8, 1)
-    size = 4 if dtype == torch.float32 else 2
+    exact = numbers == "float32"  # computed outside the tensor cores, where operands take registers too
+    least_n = 64 if exact else 32
     m, n = (128 if problem.m > 64 else 64), min(128, _power_of_2(problem.n))
-    while -(-problem.m // m) * -(-problem.n // n) * problem.groups < multiprocessors and m * n > 64 * 32:
-        m, n = (64, n) if m == 128 else (m, n // 2)
-    k = 128 // size
+    while -(-problem.m // m) * -(-problem.n // n) * problem.groups < multiprocessors and (m > 64 or n > least_n):
+        m, n = (64, n) if m > 64 else (m, n // 2)
+    k = 16 if exact else 32 if numbers == "tf32" else 64
     while k > 32 and problem.c % k:
         k //= 2
-    stages = 4 if arch in (90, 100) else 3
-    written = 2 * m * n * size if problem.family == "gemm" and arch >= 90 else 0  # residual and output by TMA
-    while stages > 2 and (m + n) * k * size * stages + written > shared_memory(arch):
+    stages = 4 if arch in (90, 100) and not exact else 3
+    while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
         stages -= 1
-    return Tile(m, n, k, 8 if m * n >= 128 * 128 else 4, stages)
+    return Tile(m, n, k, 8 if m * n >= 128 * (64 if exact else 128) else 4, stages)
 
 
-def candidates(problem: Problem, dtype: torch.dtype, arch: int) -> Iterator[Tile]:
+def candidates(problem: Problem, numbers: str, arch: int) -> Iterator[Tile]:
     """Tiles worth measuring for `problem`, within the architecture's shared memory."""
-    size = 4 if dtype == torch.float32 else 2
     if problem.family == "stem":
         yield from (Tile(m, 64, _power_of_2(problem.c), m // 16, 1, rows) for m in (64, 128) for rows in (4, 8, 14))
         return
+    half = numbers in ("bfloat16", "float16")
     sides = [(64, 32), (64, 64), (128, 32), (128, 64), (64, 128), (128, 128)]
-    if size == 2 and arch >= 90:
+    if half and arch >= 90:
         sides.append((128, 256))
     for m, n in sides:
         if n > max(32, _power_of_2(problem.n)):
             continue
-        for k in (32, 64) if size == 2 else (16, 32):
+        for k in (32, 64) if half else (16, 32):
             for stages in (2, 3, 4, 5):
-                written = 2 * m * n * size if problem.family == "gemm" and arch >= 90 else 0
-                if (m + n) * k * size * stages + written <= shared_memory(arch):
+                if _bytes(problem, m, n, k, stages, numbers, arch) <= shared_memory(arch):
                     yield Tile(m, n, k, 8 if m * n >= 128 * 128 else 4, stages)
 
 
-def record(measured: Mapping[Problem, Tile], dtype: torch.dtype, arch: int) -> Path:
+def _bytes(problem: Problem, m: int, n: int, k: int, stages: int, numbers: str, arch: int) -> int:
+    """Shared memory of a tile, about: the pipeline's operands, and residual and output where they move by TMA."""
+    size = 2 if numbers in ("bfloat16", "float16") else 4
+    written = 2 * m * n * size if problem.family == "gemm" and arch >= 90 else 0
+    return (m + n) * k * size * stages + written + 1024
+
+
+def record(measured: Mapping[Problem, Tile], numbers: str, arch: int) -> Path:
     """Adds measured tiles to the user's table, which `choose` asks first, and returns where it is.
 
     The file is replaced whole, so a reader sees the old or the new one; of two writers at once the later one's entries
@@ -130,8 +160,8 @@ def record(measured: Mapping[Problem, Tile], dtype: torch.dtype, arch: int) -> P
     """
     path = user_table()
     tiles = _read(path)
-    of_dtype = tiles.setdefault(f"sm_{arch}", {}).setdefault(_name(dtype), {})
-    of_dtype.update({problem.key(): list(tile) for problem, tile in measured.items()})
+    of_arch = tiles.setdefault(f"sm_{arch}", {}).setdefault(numbers, {})
+    of_arch.update({problem.key(): list(tile) for problem, tile in measured.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
         json.dump({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, file, indent=1)
@@ -150,7 +180,7 @@ def user_table() -> Path:
 def refresh() -> None:
     """Makes `choose` read the tables anew."""
     _tables.cache_clear()
-    choose.cache_clear()
+    _choose.cache_clear()
 
 
 @cache
@@ -182,10 +212,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         warnings.warn(f"the tuning table {path} cannot be used ({error!r}) and is passed over", stacklevel=2)
         return {}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _power_of_2(value: int) -> int:

@@ -1,13 +1,13 @@
 """Backend `triton`: the Triton kernels of `fastres.kernels`, on NVIDIA GPUs from Ampere on.
 
-With TRITON_INTERPRET=1 in the environment when Triton is first imported, it runs CPU tensors in Triton's interpreter:
-slow, for tests. Triton is imported when the backend is first asked for.
+With TRITON_INTERPRET=1 in the environment when Triton is first imported, it runs CPU tensors in Triton's interpreter,
+and under a Triton driver made for CPU tensors on that: slow, for tests. Triton is imported when the backend is first
+asked for.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -31,20 +31,22 @@ class _Prepared(NamedTuple):
     groups: int  # those left by packing
 
 
-@cache
 def _interprets() -> bool:
     from triton import knobs
 
     return bool(knobs.runtime.interpret)
 
 
-@cache
-def _missing() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if not torch.cuda.is_available() and not _interprets():
-        return "no CUDA device, and TRITON_INTERPRET=1 is not set"
-    return None
+def _device() -> str | None:
+    """The type of tensors that kernels run on here: "cuda", or "cpu" where something stands in for a GPU, or None."""
+    if _interprets():
+        return "cpu"
+    from triton.runtime import driver
+
+    try:
+        return driver.active.get_active_torch_device().type
+    except RuntimeError:  # no GPU
+        return None
 
 
 class Triton(Backend):
@@ -52,7 +54,9 @@ class Triton(Backend):
     note = "emulated, not yet run on hardware"
 
     def unavailable(self) -> str | None:
-        return _missing()
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        return "no CUDA device, and TRITON_INTERPRET=1 is not set" if _device() is None else None
 
     def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
         return self._refusal(x)
@@ -60,12 +64,10 @@ class Triton(Backend):
     def _refusal(self, x: Tensor) -> str | None:
         if x.dtype not in _DTYPES:
             return f"does not run {x.dtype}: expected float32, bfloat16 or float16"
+        if x.device.type != (wanted := _device()):
+            return f"needs a {'CPU' if wanted == 'cpu' else 'CUDA'} tensor, got one on {x.device}"
         if _interprets():
-            if x.device.type != "cpu":
-                return f"TRITON_INTERPRET is set: needs a CPU tensor, got one on {x.device}"
             return "Triton's interpreter does not compute in bfloat16" if x.dtype == torch.bfloat16 else None
-        if x.device.type != "cuda":
-            return f"needs a CUDA tensor, got one on {x.device}"
         from ..tuning import architecture
 
         if architecture(x.device) < _OLDEST:

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, choose
+from ..tuning import Problem, Tile, arithmetic, choose
 from . import gemm
 from .launch import WIDE, device_of, output, precision
 from .tile import multiply, output_pixels, relu
@@ -29,7 +29,9 @@ from .tile import multiply, output_pixels, relu
 MERGED = 32  # channels that merged groups span
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["M", "H", "W", "P", "Q", "STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W", "DILATION_H", "DILATION_W"]
+)
 def conv_kernel(
     x_ptr,
     w_ptr,
@@ -151,9 +153,10 @@ def conv(
     m = n * p * q
     plain = (r, s) == (1, 1) and padding == (0, 0) and groups == 1
     problem = Problem("gemm" if plain and stride == (1, 1) else "conv", m, k // groups, c_group, r * s, groups)
-    tile = tile or choose(problem, x.dtype, x.device)
+    numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
+    tile = tile or choose(problem, numbers, x.device)
     if problem.family == "gemm":
-        gemm.gemm(x, w, bias, residual, y, m, tile, relu)
+        gemm.gemm(x, w, bias, residual, y, m, tile, relu, numbers)
         return y
     tiles = triton.cdiv(m, tile.m) * triton.cdiv(k // groups, tile.n) * groups
     with device_of(x):
@@ -181,7 +184,7 @@ def conv(
             BY_TAP=c_group % tile.k == 0,
             RELU=relu,
             INDEX=tl.int64 if max(x.numel(), y.numel()) >= WIDE else tl.int32,
-            PRECISION=precision(x.dtype),
+            PRECISION=precision(numbers),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,

@@ -23,7 +23,7 @@ from .launch import WIDE, device_of, precision
 from .tile import relu, swizzle
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def gemm_kernel(
     x_ptr,  # x, w, residual and y: pointers, or tensor descriptors where DESCRIPTORS
     w_ptr,
@@ -93,17 +93,19 @@ def gemm(
     rows: int,
     tile: Tile,
     relu: bool,
+    numbers: str,
     descriptors: bool | None = None,
 ) -> None:
     """Writes relu(x @ w^T + bias + residual) to `y`.
 
-    Tensors are taken as matrices, `x`, `residual` and `y` of `rows` rows. `descriptors` overrides whether tiles move by
-    TMA.
+    Tensors are taken as matrices, `x`, `residual` and `y` of `rows` rows. `numbers` is from `tuning.arithmetic`;
+    `descriptors` overrides whether tiles move by TMA.
     """
     columns = y.numel() // rows
     depth = x.numel() // rows
     if descriptors is None:
-        descriptors = architecture(x.device) >= 90
+        # Exact float32 has no tensor cores: operands that come through shared memory only take registers, and spill.
+        descriptors = architecture(x.device) >= 90 and numbers != "float32"
     tensors = (x, w, y) if residual is None else (x, w, y, residual)
     pitch = min(depth, columns) | depth | columns  # its lowest set bit divides both row lengths
     descriptors = (
@@ -133,7 +135,7 @@ def gemm(
             EVEN_K=depth % tile.k == 0,
             RELU=relu,
             INDEX=tl.int64 if max(x.numel(), y.numel()) >= WIDE else tl.int32,
-            PRECISION=precision(x.dtype),
+            PRECISION=precision(numbers),
             GROUP_M=tile.group_m,
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,

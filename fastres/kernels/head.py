@@ -13,12 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, choose
+from ..tuning import Problem, arithmetic, choose
 from .gemm import gemm
 from .launch import WIDE, device_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["PIXELS"])
 def average_pool_kernel(x_ptr, y_ptr, PIXELS, C, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     n = tl.program_id(0).to(INDEX)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -62,6 +62,7 @@ def head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     y = torch.empty((n, classes), dtype=x.dtype, device=x.device)
     if y.numel() == 0:
         return y
-    tile = choose(Problem("gemm", n, classes, c, 1, 1), x.dtype, x.device)
-    gemm(average_pool(x), weight, bias, None, y, n, tile, relu=False)
+    numbers = arithmetic(x.dtype, torch.backends.cuda.matmul.allow_tf32)
+    tile = choose(Problem("gemm", n, classes, c, 1, 1), numbers, x.device)
+    gemm(average_pool(x), weight, bias, None, y, n, tile, False, numbers)
     return y

@@ -1,4 +1,4 @@
-"""What the launchers share: output allocation, numerics switches, device guards."""
+"""What the launchers share: output allocation, numerics, device guards."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def output(x: Tensor, size: tuple[int, ...]) -> Tensor:
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How `tl.dot` multiplies: float32 exactly, or in TF32 where torch.backends.cudnn.allow_tf32 asks for it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+def precision(numbers: str) -> str:
+    """`tl.dot`'s input_precision for `tuning.arithmetic`'s `numbers`."""
+    return "tf32" if numbers == "tf32" else "ieee"
 
 
 def device_of(x: Tensor) -> AbstractContextManager[None]:

@@ -9,16 +9,39 @@ Both accumulate into the same registers, so the shortcut's output is never writt
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, choose
+from ..tuning import Problem, Tile, arithmetic, choose
 from .launch import WIDE, device_of, output, precision
 from .tile import multiply, output_pixels, relu
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "M",
+        "P",
+        "Q",
+        "H",
+        "W",
+        "STRIDE_H",
+        "STRIDE_W",
+        "PAD_H",
+        "PAD_W",
+        "DILATION_H",
+        "DILATION_W",
+        "H2",
+        "W2",
+        "STRIDE2_H",
+        "STRIDE2_W",
+        "PAD2_H",
+        "PAD2_W",
+        "DILATION2_H",
+        "DILATION2_W",
+    ]
+)
 def projection_kernel(
     x_ptr,
     w_ptr,
@@ -145,7 +168,8 @@ def projection(
     if y.numel() == 0:
         return y
     m = n * p * q
-    tile = tile or choose(Problem("projection", m, k, c, r * s, 1), x.dtype, x.device)
+    numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
+    tile = tile or choose(Problem("projection", m, k, c, r * s, 1), numbers, x.device)
     with device_of(x):
         projection_kernel[(triton.cdiv(m, tile.m) * triton.cdiv(k, tile.n),)](
             x,
@@ -179,7 +203,7 @@ def projection(
             PADDED2=padding2 != (0, 0),
             BY_TAP2=c2 % tile.k == 0,
             INDEX=tl.int64 if max(x.numel(), x2.numel(), y.numel()) >= WIDE else tl.int32,
-            PRECISION=precision(x.dtype),
+            PRECISION=precision(numbers),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,

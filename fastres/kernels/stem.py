@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, choose
+from ..tuning import Problem, Tile, arithmetic, choose
 from .launch import WIDE, device_of, precision
 from .tile import relu
 
@@ -86,7 +86,7 @@ def pooled_row(
     return maximum(maximum(even, odd), tl.gather(odd, left, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "P", "Q", "POOLED_P", "POOLED_Q", "STRIDE_H", "STRIDE_W", "PAD_H", "PAD_W"])
 def stem_kernel(
     x_ptr,
     w_ptr,
@@ -224,7 +224,8 @@ def stem(
     y = torch.empty((n, k, *pooled), dtype=w.dtype, device=x.device, memory_format=torch.channels_last)
     if y.numel() == 0:
         return y
-    tile = tile or choose(Problem("stem", n * p * q, k, c * s, r, 1), w.dtype, x.device)
+    numbers = arithmetic(w.dtype, torch.backends.cudnn.allow_tf32)
+    tile = tile or choose(Problem("stem", n * p * q, k, c * s, r, 1), numbers, x.device)
     tiles = n * triton.cdiv(pooled[0], tile.group_m) * triton.cdiv(pooled[1], tile.m // 2 - 1) * triton.cdiv(k, tile.n)
     scale, shift = normalize or (None, None)
     with device_of(x):
@@ -247,7 +248,7 @@ def stem(
             R=r,
             S=s,
             INDEX=tl.int64 if max(x.numel(), y.numel()) >= WIDE else tl.int32,
-            PRECISION=precision(w.dtype),
+            PRECISION=precision(numbers),
             ROWS=tile.group_m,
             BLOCK_W=tile.m,
             BLOCK_N=tile.n,

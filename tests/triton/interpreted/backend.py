@@ -1,0 +1,76 @@
+"""The backend behind the operators: whole networks, what it refuses, what `explain` says of it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from problems import DEVICE, INTERPRETED
+from tolerance import assert_right, to_oracle
+from torch import nn
+
+import fastres
+
+
+def network(block: type[nn.Module], **arguments: int) -> nn.Module:
+    """One block a stage; batch norms as training leaves them, not as they start."""
+    model = fastres.ResNet(block, [1, 1, 1, 1], num_classes=10, **arguments).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("block", "arguments"),
+    [
+        (fastres.BasicBlock, {}),
+        (fastres.Bottleneck, {"width_per_group": 16}),
+        (fastres.Bottleneck, {"groups": 8, "width_per_group": 4}),
+    ],
+    ids=["basic", "bottleneck", "grouped"],
+)
+def test_network(block: type[nn.Module], arguments: dict[str, int]) -> None:
+    model, x = network(block, **arguments), torch.randn(2, 3, 33, 34)
+    with torch.inference_mode():
+        with fastres.use_backend("reference"):
+            plain, oracle = model(x), to_oracle(model)(x.double())
+        fused = copy.deepcopy(model).to(DEVICE)
+        with fastres.use_backend("triton"):
+            assert_right(fused(x.to(DEVICE)), plain, oracle)
+
+
+def test_explain_names_it() -> None:
+    model, x = network(fastres.BasicBlock).to(DEVICE), torch.randn(1, 3, 32, 32, device=DEVICE)
+    with fastres.use_backend("triton"):
+        layers = fastres.explain(model, x).layers
+    assert {layer.backend for layer in layers} == {"triton"}
+    assert all("emulated, not yet run on hardware" in layer.reason for layer in layers)
+
+
+def test_auto_passes_it_over() -> None:
+    assert fastres.backends()["triton"] is None
+    model, x = network(fastres.BasicBlock).to(DEVICE), torch.randn(1, 3, 32, 32, device=DEVICE)
+    assert "triton" not in {layer.backend for layer in fastres.explain(model, x).layers}
+
+
+def test_refuses_what_it_cannot_compute() -> None:
+    model = network(fastres.BasicBlock).double().to(DEVICE)
+    x = torch.randn(1, 3, 32, 32, device=DEVICE, dtype=torch.float64)
+    with fastres.use_backend("triton"), torch.no_grad():
+        with pytest.raises(fastres.BackendError, match=r"does not run torch\.float64"):
+            model(x)
+        with pytest.raises(fastres.BackendError, match=r"cannot run the classifier: does not run torch\.float64"):
+            torch.ops.fastres.head(x, torch.ones(4, 3, device=DEVICE).double(), None, "triton")
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU computes in bfloat16")
+def test_the_interpreter_s_bfloat16_is_refused() -> None:
+    model = network(fastres.BasicBlock).bfloat16()
+    refused = pytest.raises(fastres.BackendError, match="interpreter does not compute in bfloat16")
+    with fastres.use_backend("triton"), torch.no_grad(), refused:
+        model(torch.randn(1, 3, 32, 32, dtype=torch.bfloat16))

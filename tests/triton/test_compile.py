@@ -1,0 +1,141 @@
+"""The kernels compiled for GPUs that aren't there: what a ResNet-50 asks for, by its instructions and its resources."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from offline import MATRIX_INSTRUCTION, Compiled, target
+from torch import Tensor
+
+import fastres
+from fastres import tuning
+from fastres.kernels.conv import conv
+from fastres.kernels.gemm import gemm
+from fastres.kernels.projection import projection
+from fastres.kernels.stem import stem
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+ARCHITECTURES = [80, 90, 100, 120]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+def compiled(arch: int, run: Callable[[], object]) -> list[Compiled]:
+    """What `run` makes Triton compile for `arch`. On tensors of the CPU that nothing reads: no kernel is launched."""
+    with target(arch) as driver, torch.inference_mode():
+        run()
+    assert driver.compiled
+    return driver.compiled
+
+
+def check(kernel: Compiled, arch: int, folder: Path, exact: bool = False) -> None:
+    """Fails if `kernel` spills, asks for too much shared memory, or uses other instructions than it should."""
+    assert not kernel.uses_local_memory(folder), f"{kernel} spills"
+    assert kernel.shared <= tuning.shared_memory(arch), str(kernel)
+    if kernel.name == "average_pool_kernel":
+        return
+    assert (MATRIX_INSTRUCTION[arch] in kernel.ptx) != exact, str(kernel)
+    if kernel.name != "stem_kernel":
+        by_descriptor = kernel.constants.get("DESCRIPTORS", False)
+        assert by_descriptor == (kernel.name == "gemm_kernel" and arch >= 90 and not exact)
+        copy = "cp.async.bulk.tensor.2d.shared" if by_descriptor else "cp.async.cg.shared.global"  # cg: 16 bytes each
+        assert copy in kernel.ptx, f"{kernel} loads without {copy}"
+    if kernel.constants.get("RELU", True):
+        assert "max.NaN.f32" in kernel.ptx, f"{kernel} drops NaN"
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_resnet50_in_bfloat16(arch: int, tmp_path: Path) -> None:
+    model = fastres.ResNet50(num_classes=1000).eval().bfloat16()
+    with fastres.use_backend("triton"):
+        kernels = compiled(arch, lambda: model(torch.empty(32, 3, 224, 224, dtype=torch.bfloat16)))
+    assert {kernel.name for kernel in kernels} == {
+        "conv_kernel",
+        "gemm_kernel",
+        "projection_kernel",
+        "stem_kernel",
+        "average_pool_kernel",
+    }
+    for kernel in kernels:
+        check(kernel, arch, tmp_path)
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    tensor = torch.empty(shape, dtype=dtype)
+    return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+
+def every_kernel(dtype: torch.dtype) -> None:
+    """Each kernel once, on the problems of a ResNeXt's second stage at batch 8, and the stem from 8-bit pixels."""
+    x, residual = empty(8, 128, 28, 28, dtype=dtype), empty(8, 256, 28, 28, dtype=dtype)
+    bias, vector = torch.empty(256), torch.empty(128)
+    conv(x, torch.empty(256, 3, 3, 128, dtype=dtype), bias, residual, relu=True, padding=(1, 1))
+    conv(x, torch.empty(128, 3, 3, 32, dtype=dtype), vector, relu=True, padding=(1, 1), groups=4)
+    conv(x, torch.empty(256, 1, 1, 128, dtype=dtype), bias, residual, relu=True)
+    branch = torch.empty(256, 1, 1, 128, dtype=dtype), bias, (1, 1), (0, 0), (1, 1)
+    projection(x, branch, x, branch)
+    normalize = torch.empty(3), torch.empty(3)
+    pixels = torch.empty(8, 3, 224, 224, dtype=torch.uint8)
+    stem(pixels, torch.empty(64, 7, 7, 3, dtype=dtype), torch.empty(64), normalize=normalize)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_kernel_in_float16(arch: int, tmp_path: Path) -> None:
+    for kernel in compiled(arch, lambda: every_kernel(torch.float16)):
+        check(kernel, arch, tmp_path)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
+def test_float32_follows_the_switch(tf32: bool, arch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    for kernel in compiled(arch, lambda: every_kernel(torch.float32)):
+        check(kernel, arch, tmp_path, exact=not tf32)
+
+
+def test_sizes_are_not_specialised() -> None:
+    """One compilation for every image size: a server that sees odd ones does not stop to compile."""
+    weight, bias = torch.empty(64, 3, 3, 64, dtype=torch.float16), torch.empty(64)
+    tile = tuning.Tile(64, 64, 64, 4, 3)
+
+    def run() -> None:
+        for size in ((1, 1), (7, 16), (33, 32)):
+            conv(empty(1, 64, *size, dtype=torch.float16), weight, bias, padding=(1, 1), tile=tile)
+
+    assert len(compiled(80, run)) == 1
+
+
+def test_addresses_are_64_bits_past_2_to_the_30() -> None:
+    weight, bias = torch.empty(16, 3, 3, 16, dtype=torch.float16), torch.empty(16)
+    tile = tuning.Tile(64, 16, 16, 4, 2)
+    big = torch.empty(1, 8200, 8200, 16, dtype=torch.float16).permute(0, 3, 1, 2)  # never touched
+    small = empty(1, 16, 820, 820, dtype=torch.float16)
+    indices = []
+    for x in (small, big):
+        (kernel,) = compiled(80, lambda x=x: conv(x, weight, bias, padding=(1, 1), tile=tile))
+        indices.append(str(kernel.constants["INDEX"]))
+    assert indices == ["int32", "int64"]
+
+
+def test_table_is_asked_before_the_heuristic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRES_CACHE", str(tmp_path))
+    x, y = torch.empty(256, 64, dtype=torch.float16), torch.empty(256, 64, dtype=torch.float16)
+    problem = tuning.Problem("gemm", 256, 64, 64, 1, 1)
+    measured = tuning.Tile(64, 16, 32, 4, 2, 4)
+    tuning.record({problem: measured}, "float16", 90)
+
+    def run() -> None:
+        tile = tuning.choose(problem, "float16", x.device)
+        gemm(x, torch.empty(64, 64, dtype=torch.float16), None, None, y, 256, tile, False, "float16")
+
+    (kernel,) = compiled(90, run)
+    assert [kernel.constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "GROUP_M")] == [64, 16, 32, 4]
