@@ -18,7 +18,7 @@ from typing import NoReturn
 from .. import __version__
 from .errors import CommandError, UsageError, printable
 
-COMMANDS = ("bench", "classify", "info", "selftest")
+COMMANDS = ("bench", "classify", "experiment", "info", "selftest", "train")
 
 _EPILOG = """\
 exit status:
