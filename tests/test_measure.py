@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import fastres
 from fastres.measure import compare, contenders, memory, parity, processes, results, roofline, timing, workload
@@ -281,29 +280,37 @@ def test_resident_memory_sees_every_allocator():
 # rooflines
 
 
+def _flops(batch):
+    return sum(layer.cost(torch.float32).flops for layer in roofline.layers("resnet50", batch, 224))
+
+
 def test_costs_of_resnet50_are_the_papers():
     """Table 1 of the paper: 3.8 billion multiply-adds; torchvision's has the stride in the 3x3: 4.09."""
-    found = roofline.costs("resnet50", 1, 224, torch.float32)
-    assert len(found) == 54
-    assert sum(c.flops for c in found) / 2 == pytest.approx(4.089e9, rel=1e-3)
-    assert sum(c.flops for c in roofline.costs("resnet50", 4, 224, torch.float32)) == 4 * sum(c.flops for c in found)
+    assert len(roofline.layers("resnet50", 1, 224)) == 54
+    assert _flops(1) / 2 == pytest.approx(4.089e9, rel=1e-3)
+    assert _flops(4) == 4 * _flops(1)
 
 
 def test_the_bytes_of_a_layer_count_the_residual_once():
-    by_name = {c.name: c for c in roofline.costs("resnet50", 2, 224, torch.bfloat16)}
-    assert by_name["conv1"].bytes == 2 * (2 * 3 * 224**2 + 64 * 3 * 49 + 2 * 64 * 112**2)
-    last = by_name["layer1.1.conv3"]
-    assert last.flops == 2 * 2 * 256 * 56**2 * 64
-    assert last.bytes == 2 * (2 * 64 * 56**2 + 256 * 64 + 2 * 2 * 256 * 56**2)
-    assert by_name["layer1.1.conv2"].bytes == 2 * (2 * 2 * 64 * 56**2 + 64 * 64 * 9)
-    conv = nn.Conv2d(8, 16, 3, groups=4)
-    x = torch.rand(1, 8, 5, 5)
-    assert roofline.layer_cost("", x, conv.weight, conv(x), torch.float32).flops == 2 * 16 * 9 * 2 * 9
+    by_name = {layer.name: layer for layer in roofline.layers("resnet50", 2, 224)}
+    costs = {name: layer.cost(torch.bfloat16) for name, layer in by_name.items()}
+    assert costs["conv1"].bytes == 2 * (2 * 3 * 224**2 + 64 * 3 * 49 + 2 * 64 * 112**2)
+    assert costs["layer1.1.conv3"].flops == 2 * 2 * 256 * 56**2 * 64
+    assert costs["layer1.1.conv3"].bytes == 2 * (2 * 64 * 56**2 + 256 * 64 + 2 * 2 * 256 * 56**2)
+    assert costs["layer1.1.conv2"].bytes == 2 * (2 * 2 * 64 * 56**2 + 64 * 64 * 9)
+    assert costs["fc"].flops == 2 * 2 * 2048 * 1000
+    assert not by_name["layer1.0.downsample.0"].relu
+    assert by_name["layer1.1.conv1"].problem() == by_name["layer1.2.conv1"].problem()
+
+
+def test_a_grouped_convolution_costs_its_group():
+    layer = next(layer for layer in roofline.layers("resnext50_32x4d", 1, 224) if layer.groups == 32)
+    assert layer.cost(torch.float32).flops == 2 * 128 * 56**2 * 4 * 9
 
 
 def test_the_roofline_takes_the_slower_of_arithmetic_and_memory():
     ceilings = roofline.Ceilings(flops_per_second=10, bytes_per_second=100)
-    assert ceilings.seconds([roofline.Cost("a", 20, 100), roofline.Cost("b", 10, 300)]) == 2 + 3
+    assert ceilings.seconds([roofline.Cost(20, 100), roofline.Cost(10, 300)]) == 2 + 3
 
 
 # the record
@@ -319,7 +326,7 @@ def _record():
         "status": "ok",
         "reason": "",
     }
-    row |= {"parity": None, "flops": 2e9, "bytes": 1e6, "roofline_seconds": 0.05, "memory": {"tensor_bytes": 3e6}}
+    row |= {"parity": None, "flops": 2e9, "roofline_seconds": 0.05, "bytes": 1e9, "memory": {"tensor_bytes": 3e6}}
     rows = [
         {**row, "contender": "eager", "samples": [0.2] * 15},
         {**row, "contender": "fastres", "samples": [0.1] * 15},
@@ -346,20 +353,8 @@ def test_a_record_survives_its_file_and_the_table_is_made_of_it(tmp_path):
     text = _text(again)
     assert text == _text(result)
     line = next(line for line in text.splitlines() if line.strip().startswith("fastres "))
-    assert line.split() == [
-        "fastres",
-        "20.0",
-        "100.00",
-        "[100.00",
-        "100.00]",
-        "2.00",
-        "[2.00",
-        "2.00]",
-        "0.02",
-        "50%",
-        "3.0",
-    ]
-    assert "bad failed: wrong result" in text
+    assert " ".join(line.split()) == "fastres 20.0 100.00 [100.00 100.00] 2.00 [2.00 2.00] 0.02 10 50% 3.0"
+    assert "resnet18: bad failed: wrong result" in text
     assert [row["contender"] for row in results.failures(again)] == ["bad"]
 
 

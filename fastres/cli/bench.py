@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"argument --show: {error}") from error
     else:
         result = _measure(args)
-    _print(results.tables(result))
+    _print(result)
     if args.json:
         _save(result, args.json)
     return 1 if results.failures(result) else 0
@@ -167,10 +167,13 @@ def _save(result: dict[str, Any], path: Path) -> None:
         raise CommandError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
-def _print(tables: Any) -> None:
+def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(tables)
+    from ..measure import results
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
+    console.print(results.tables(result, wide=console.width >= 124))
 
 
 @contextmanager

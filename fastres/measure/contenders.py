@@ -86,28 +86,33 @@ def _compile(freezing: bool = False, **options: Any) -> Build:
     return build
 
 
-def _captured(build: Build) -> Build:
-    """`build`'s forward as a CUDA graph: no time of the host's."""
+def captured(forward: Forward, device: torch.device) -> Forward:
+    """`forward` as a CUDA graph: no time of the host's. Its output is overwritten by the next call."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # lazy initialisation, tuning and folding happen outside the capture
+            forward()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = forward()
 
-    def build_graph(model: nn.Module, x: Tensor) -> Forward:
-        forward = build(model, x)
-        stream = torch.cuda.Stream(x.device)
-        stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # lazy initialisation, autotuning and folding happen outside the capture
-                forward()
-        torch.cuda.current_stream(x.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = forward()
+    def replay() -> Tensor:
+        graph.replay()
+        return y
 
-        def replay() -> Tensor:
-            graph.replay()
-            return y
+    return replay
 
-        return replay
 
-    return build_graph
+def _graph_of(build: Build) -> Build:
+    return lambda model, x: captured(build(model, x), x.device)
+
+
+def _onnx(model: nn.Module, x: Tensor, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that needs no package beside onnx calls itself legacy
+        torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], output_names=["y"])
 
 
 def _onnxruntime(model: nn.Module, x: Tensor) -> Forward:
@@ -117,10 +122,9 @@ def _onnxruntime(model: nn.Module, x: Tensor) -> Forward:
     options.intra_op_num_threads = torch.get_num_threads()
     # Its threads spin inside a run, but not after it, into another contender's turn.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter that needs no package beside onnx calls itself legacy
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        torch.onnx.export(model, (x,), path, dynamo=False, input_names=["x"], output_names=["y"])
+        _onnx(model, x, path)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     image = x.numpy()
     return lambda: torch.from_numpy(session.run(None, {"x": image})[0])
@@ -129,21 +133,20 @@ def _onnxruntime(model: nn.Module, x: Tensor) -> Forward:
 def _openvino(model: nn.Module, x: Tensor) -> Forward:
     import openvino
 
-    compiled = openvino.compile_model(
-        openvino.convert_model(model, example_input=x, input=[("x", list(x.shape))]),
-        "CPU",
-        {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "f32",  # its own choice is bfloat16 where the processor has it
-        },
-    )
-    request = compiled.create_infer_request()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",  # its own choice is bfloat16 where the processor has it
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"  # not its own converter of PyTorch models, which reports to its makers
+        _onnx(model, x, path)
+        request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     image = x.numpy()
     return lambda: torch.from_numpy(request.infer([image], share_inputs=True)[0])
 
 
-_FP32 = (torch.float32,)
+_CPU_RUNTIME: dict[str, Any] = {"devices": ("cpu",), "dtypes": (torch.float32,), "sees_tensors": False}
 _ALL = (
     Contender(FASTRES, "fastres, backends chosen by itself or by --backend", _fastres(None)),
     Contender("eager", "torchvision, NCHW", _eager),
@@ -151,20 +154,10 @@ _ALL = (
     Contender("compile", "torch.compile, channels_last", _compile()),
     Contender("compile-freezing", "torch.compile with constant weights", _compile(freezing=True)),
     Contender("compile-max-autotune", "torch.compile that tunes", _compile(mode="max-autotune")),
-    Contender("fastres-graph", "fastres in a CUDA graph", _captured(_fastres(None)), devices=("cuda",)),
-    Contender("eager-graph", "channels_last in a CUDA graph", _captured(_eager_channels_last), devices=("cuda",)),
-    Contender(
-        "onnxruntime",
-        "ONNX Runtime",
-        _onnxruntime,
-        needs=("onnx", "onnxruntime"),
-        devices=("cpu",),
-        dtypes=_FP32,
-        sees_tensors=False,
-    ),
-    Contender(
-        "openvino", "OpenVINO", _openvino, needs=("openvino",), devices=("cpu",), dtypes=_FP32, sees_tensors=False
-    ),
+    Contender("fastres-graph", "fastres in a CUDA graph", _graph_of(_fastres(None)), devices=("cuda",)),
+    Contender("eager-graph", "channels_last in a CUDA graph", _graph_of(_eager_channels_last), devices=("cuda",)),
+    Contender("onnxruntime", "ONNX Runtime", _onnxruntime, ("onnx", "onnxruntime"), **_CPU_RUNTIME),
+    Contender("openvino", "OpenVINO", _openvino, ("onnx", "openvino"), **_CPU_RUNTIME),
 )
 _BY_NAME = {contender.name: contender for contender in _ALL}
 NAMES = tuple(_BY_NAME)

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -20,8 +20,8 @@ from rich.text import Text
 
 from .compare import FAILED, OK, Row
 from .environment import environment
-from .roofline import Ceilings, costs
-from .statistics import speedup, summarize
+from .roofline import Ceilings, Cost, layers
+from .statistics import Summary, speedup, summarize
 from .timing import ROUNDS
 
 SCHEMA = 1
@@ -50,23 +50,26 @@ def record(
 def model_row(row: Row, ceilings: Ceilings) -> dict[str, Any]:
     """A `Row` of `compare` as a row of the record."""
     w = row.workload
-    layers = costs(w.model, w.batch, w.size, w.dtype)
-    return {
-        "name": w.model,
-        "batch": w.batch,
-        "size": w.size,
-        "dtype": dtype_name(w.dtype),
-        "device": str(w.device),
+    costs = [layer.cost(w.dtype) for layer in layers(w.model, w.batch, w.size)]
+    place = {"batch": w.batch, "size": w.size, "dtype": dtype_name(w.dtype), "device": str(w.device)}
+    outcome = {
         "contender": row.contender,
         "status": row.status,
         "reason": row.reason,
         "parity": asdict(row.parity) if row.parity else None,
         "calls_per_sample": row.calls,
         "samples": row.samples,
-        "flops": sum(c.flops for c in layers),
-        "bytes": sum(c.bytes for c in layers),
-        "roofline_seconds": ceilings.seconds(layers),
         "memory": row.memory,
+    }
+    return {"name": w.model, **place, **outcome, **cost_fields(costs, ceilings)}
+
+
+def cost_fields(costs: Sequence[Cost], ceilings: Ceilings) -> dict[str, Any]:
+    """The fields of a row for layers that run one after the other."""
+    return {
+        "flops": sum(c.flops for c in costs),
+        "bytes": sum(c.bytes for c in costs),
+        "roofline_seconds": ceilings.seconds(costs),
     }
 
 
@@ -104,18 +107,19 @@ def load(path: Path) -> dict[str, Any]:
     return result
 
 
-def tables(result: dict[str, Any]) -> RenderableType:
-    """The record for reading: its environment, and a table for each thing measured.
+def tables(result: dict[str, Any], wide: bool = True) -> RenderableType:
+    """The record for reading: its environment, and for models a table each, for layers one of all.
 
-    Ratios are against the first contender of a table, round by round; brackets hold quartiles.
+    Ratios are against the first contender of a thing measured, round by round; brackets hold quartiles. What
+    is not `wide`, more than 120 columns, goes without rates and the fraction of the roofline.
     """
-    parts: list[RenderableType] = [Text(_heading(result["environment"]))]
-    for rows in _groups(result["rows"]):
-        parts += ["", _table(rows)]
-        parts += [Text(f"{row['contender']} {row['status']}: {row['reason']}") for row in rows if row["status"] != OK]
-        counts = {len(row["samples"]) for row in rows if row["status"] == OK}
-        if counts and min(counts) < ROUNDS:
-            parts.append(Text(f"only {min(counts)} rounds of {ROUNDS} or more: a glance, not a result"))
+    parts: list[RenderableType] = [Text(_heading(result))]
+    groups = list(_groups(result["rows"]))
+    if result["kind"] == "models":
+        for rows in groups:
+            parts += ["", _table([rows], _title(rows[0]), wide), *_remarks(rows)]
+    elif groups:
+        parts += ["", _table(groups, "", wide), *(remark for rows in groups for remark in _remarks(rows))]
     return Group(*parts)
 
 
@@ -130,44 +134,82 @@ def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     yield from groups.values()
 
 
-def _heading(env: dict[str, Any]) -> str:
+def _heading(result: dict[str, Any]) -> str:
+    env = result["environment"]
     versions = env["versions"]
     named = [f"{name} {versions[name]}" for name in ("fastres", "torch", "triton", "cuda") if versions.get(name)]
     if versions.get("nvidia_driver"):
         named.append(f"driver {versions['nvidia_driver']}")
-    gpus = [gpu["name"] for gpu in env["gpus"]]
     cpu = env["cpu"]
-    devices = gpus or [f"{cpu['model'] or 'unknown processor'}, {cpu['isa']}, {cpu['threads']} threads"]
-    return f"{', '.join(devices)}; {', '.join(named)}"
+    cpu_text = f"{cpu['model'] or 'unknown processor'}, {cpu['isa']}, {cpu['threads']} threads"
+    devices = [gpu["name"] for gpu in env["gpus"]] or [cpu_text]
+    lines = [f"{result['date']}; {', '.join(devices)}; {', '.join(named)}"]
+    for dtype, rates in result["ceilings"].items():
+        flops, bytes_ = rates["flops_per_second"] / 1e12, rates["bytes_per_second"] / 1e9
+        lines.append(f"ceilings measured: {flops:.3g} TFLOP/s in {dtype} products, {bytes_:.4g} GB/s in copies")
+    return "\n".join(lines)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    first = rows[0]
-    title = f"{first['name']}, batch {first['batch']}, {first['size']} px, {first['dtype']}, {first['device']}"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    baseline = first["contender"]
-    table.add_column("contender", no_wrap=True)
-    for header in ("images/s", "ms [quartiles]", f"times {baseline} [quart.]", "TFLOP/s", "of roofline", "peak MB"):
-        table.add_column(header, justify="right", no_wrap=True)
+def _title(row: dict[str, Any]) -> str:
+    return f"{row['name']}, batch {row['batch']}, {row['size']} px, {row['dtype']}, {row['device']}"
+
+
+def _remarks(rows: list[dict[str, Any]]) -> Iterator[Text]:
     for row in rows:
-        if row["status"] == OK:
-            table.add_row(*_cells(row, first))
+        if row["status"] != OK:
+            yield Text(f"{row['name']}: {row['contender']} {row['status']}: {row['reason']}")
+    counts = {len(row["samples"]) for row in rows if row["status"] == OK}
+    if counts and min(counts) < ROUNDS:
+        yield Text(f"{rows[0]['name']}: only {min(counts)} rounds of {ROUNDS} or more: a glance, not a result")
+
+
+# Headers and cells: of a row, the seconds of its samples, and its group's baseline.
+_COLUMNS: dict[str, Callable[[dict[str, Any], Summary, dict[str, Any]], str]] = {
+    "contender": lambda row, time, baseline: row["contender"],
+    "images/s": lambda row, time, baseline: f"{row['batch'] / time.median:.1f}",
+    "ms [quartiles]": lambda row, time, baseline: _spread(time, 1e3),
+    "times {baseline}": lambda row, time, baseline: _ratio(row, baseline),
+    "TFLOP/s": lambda row, time, baseline: f"{row['flops'] / time.median / 1e12:.3g}",
+    "GB/s": lambda row, time, baseline: f"{row['bytes'] / time.median / 1e9:.4g}",
+    "roofline": lambda row, time, baseline: f"{row['roofline_seconds'] / time.median:.0%}",
+    "peak MB": lambda row, time, baseline: _megabytes(row["memory"].get("tensor_bytes")),
+}
+
+
+_WIDE = ("TFLOP/s", "GB/s", "roofline")
+
+
+def _table(groups: Sequence[list[dict[str, Any]]], title: str, wide: bool) -> Table:
+    """With a `title`, of one group; without, of several, which begin with what was measured."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    left_out = [*(() if wide else _WIDE), *(() if title else ("images/s", "peak MB"))]
+    columns = {header: cell for header, cell in _COLUMNS.items() if header not in left_out}
+    if not title:
+        table.add_column("batch x what", no_wrap=True)
+    for header in columns:
+        justify: Literal["left", "right"] = "left" if header == "contender" else "right"
+        table.add_column(header.format(baseline=groups[0][0]["contender"]), justify=justify, no_wrap=True)
+    for rows in groups:
+        name = [] if title else [f"{rows[0]['batch']} x {rows[0]['name']} {rows[0]['dtype']}"]
+        for row in rows:
+            if row["status"] == OK:
+                time = summarize(row["samples"])
+                table.add_row(*name, *(cell(row, time, rows[0]) for cell in columns.values()))
+                name = [""] if name else []
     return table
 
 
-def _cells(row: dict[str, Any], baseline: dict[str, Any]) -> list[str]:
-    time = summarize(row["samples"])
-    ratio = ""
-    if baseline["status"] == OK:
-        faster = speedup(baseline["samples"], row["samples"])
-        ratio = f"{faster.median:.2f} [{faster.q1:.2f} {faster.q3:.2f}]" if row is not baseline else "1"
-    memory = row["memory"].get("tensor_bytes")
-    return [
-        row["contender"],
-        f"{row['batch'] / time.median:.1f}",
-        f"{1e3 * time.median:.2f} [{1e3 * time.q1:.2f} {1e3 * time.q3:.2f}]",
-        ratio,
-        f"{row['flops'] / time.median / 1e12:.3g}",
-        f"{row['roofline_seconds'] / time.median:.0%}",
-        "" if memory is None else f"{memory / 1e6:.1f}",
-    ]
+def _spread(summary: Summary, scale: float) -> str:
+    digits = 2 if summary.median * scale >= 0.1 else 4
+    low, middle, high = (f"{scale * value:.{digits}f}" for value in (summary.q1, summary.median, summary.q3))
+    return f"{middle} [{low} {high}]"
+
+
+def _ratio(row: dict[str, Any], baseline: dict[str, Any]) -> str:
+    if baseline["status"] != OK:
+        return ""
+    return "1" if row is baseline else _spread(speedup(baseline["samples"], row["samples"]), 1)
+
+
+def _megabytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:.1f}"

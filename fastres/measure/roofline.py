@@ -8,15 +8,16 @@ and moves its input, weight and output once, and the residual that its block add
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from .timing import timer_for, warm_up
+from .timing import Call, timer_for, warm_up
 
 SAMPLES = 5
 COPY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
@@ -25,11 +26,36 @@ MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 
 @dataclass(frozen=True)
 class Cost:
-    """A layer's floating-point operations (a multiply-add is two) and the fewest bytes that it moves."""
+    """Floating-point operations (a multiply-add is two), and the fewest bytes moved."""
 
-    name: str
     flops: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, or the classifier as a 1x1 convolution: its place in a model, and its problem.
+
+    Shapes are [N, Cin, H, W], [Cout, Cin/groups, R, S] and [N, Cout, P, Q].
+    """
+
+    name: str
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    out: tuple[int, ...]
+    stride: int = 1
+    padding: int = 0
+    groups: int = 1
+    relu: bool = False
+    residual: bool = False
+
+    def problem(self) -> Layer:
+        """The layer without its name: layers of one problem cost the same."""
+        return replace(self, name="")
+
+    def cost(self, dtype: torch.dtype) -> Cost:
+        elements = prod(self.x) + prod(self.weight) + prod(self.out) * (1 + self.residual)
+        return Cost(2 * prod(self.out) * prod(self.weight[1:]), elements * dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -44,17 +70,22 @@ class Ceilings:
         return sum(max(c.flops / self.flops_per_second, c.bytes / self.bytes_per_second) for c in costs)
 
 
-def costs(model: str, batch: int, size: int, dtype: torch.dtype) -> list[Cost]:
+def layers(model: str, batch: int, size: int) -> list[Layer]:
     """The layers of torchvision's `model` on [batch, 3, size, size], in the order in which they run."""
     with torch.device("meta"):
         net = torchvision.models.get_model(model).eval()
         x = torch.empty(batch, 3, size, size)
-    last = {f"{name}." * bool(name) + _last_conv(block) for name, block in net.named_modules() if _last_conv(block)}
-    found: list[Cost] = []
+    last = {f"{name}.{_LAST_CONV[type(block)]}" for name, block in net.named_modules() if type(block) in _LAST_CONV}
+    found: list[Layer] = []
 
-    def listen(name: str, module: nn.Module) -> None:
+    def listen(name: str, module: Any) -> None:
         def hook(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-            found.append(layer_cost(name, inputs[0], module.weight, output, dtype, name in last))
+            x, weight, out = (tuple(t.shape) for t in (inputs[0], module.weight, output))
+            if isinstance(module, nn.Linear):
+                found.append(Layer(name, (*x, 1, 1), (*weight, 1, 1), (*out, 1, 1)))
+            else:
+                geometry = module.stride[0], module.padding[0], module.groups
+                found.append(Layer(name, x, weight, out, *geometry, "downsample" not in name, name in last))
 
         module.register_forward_hook(hook)
 
@@ -65,33 +96,35 @@ def costs(model: str, batch: int, size: int, dtype: torch.dtype) -> list[Cost]:
     return found
 
 
-def layer_cost(
-    name: str, x: Tensor, weight: Tensor, output: Tensor, dtype: torch.dtype, residual: bool = False
-) -> Cost:
-    """The cost of a convolution or matrix product from its tensors, of which only the shapes matter."""
-    flops = 2 * output.numel() * prod(weight.shape[1:])
-    elements = x.numel() + weight.numel() + output.numel() * (2 if residual else 1)
-    return Cost(name, flops, elements * dtype.itemsize)
+# The convolution to whose output a block adds its shortcut.
+_LAST_CONV: dict[type[nn.Module], str] = {BasicBlock: "conv2", Bottleneck: "conv3"}
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measures `device`: a copy far larger than its caches, and a square matrix product of `dtype`."""
-    source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device).fill_(1)
+    """Measures `device`: the fastest of some copies and of some matrix products."""
+    rates = []
+    for forward, cost in (copy(device), product(device, dtype)):
+        rates.append((cost, _fastest(forward, device)))
+    (moved, copy_seconds), (computed, product_seconds) = rates
+    return Ceilings(computed.flops / product_seconds, moved.bytes / copy_seconds)
+
+
+def copy(device: torch.device) -> tuple[Call, Cost]:
+    """A copy far larger than caches."""
+    source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    copy = _fastest(lambda: target.copy_(source), device)
+    return lambda: target.copy_(source), Cost(0, 2 * source.numel())
+
+
+def product(device: torch.device, dtype: torch.dtype) -> tuple[Call, Cost]:
+    """A square matrix product large enough for the library's best kernel."""
     n = MATMUL_SIZE[device.type]
-    a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
-    product = _fastest(lambda: a @ b, device)
-    return Ceilings(2 * n**3 / product, 2 * source.numel() / copy)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b, Cost(2 * n**3, 3 * n * n * dtype.itemsize)
 
 
-def _fastest(function: Any, device: torch.device) -> float:
+def _fastest(function: Call, device: torch.device) -> float:
     timer = timer_for(device)
     with torch.inference_mode():
         calls = warm_up(function, timer, device)
         return min(timer(function, calls) for _ in range(SAMPLES))
-
-
-def _last_conv(block: nn.Module) -> str:
-    """The name of the convolution to whose output `block` adds its shortcut, or ''."""
-    return {"Bottleneck": "conv3", "BasicBlock": "conv2"}.get(type(block).__name__, "")

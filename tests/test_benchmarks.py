@@ -1,0 +1,53 @@
+"""benchmarks/run_gpu.sh, in its dry run on the CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastres.measure import results
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "run_gpu.sh"
+
+
+def _run(folder, *arguments):
+    settings = {"FASTRES_BENCH_DEVICE": "cpu", "FASTRES_BENCH_ROUNDS": "2", "FASTRES_BENCH_RESULTS": str(folder)}
+    environment = {**os.environ, **settings, "PYTHON": sys.executable}
+    return subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_stage_checks_times_records_and_shows(tmp_path):
+    done = _run(tmp_path, "layers", "-k", "layer1.1.conv1 or layer3.1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.iterdir()
+    record = results.load(path)
+    found = {(row["name"], row["contender"]) for row in record["rows"]}
+    names = ("layer1.1.conv1", "layer3.1")
+    assert found == {(name, contender) for name in names for contender in ("eager-channels-last", "fastres")}
+    for row in record["rows"]:
+        assert row["parity"]["error"] <= row["parity"]["bound"]
+        assert len(row["samples"]) == 2
+    assert record["ceilings"]["float32"]["flops_per_second"] > 0
+    last = done.stdout.splitlines()[-20:]
+    assert any("1 x layer3.1 float32" in line for line in last)
+    assert last[-1] == f"record: {path}"
+
+
+def test_a_stage_that_measures_nothing_fails(tmp_path):
+    done = _run(tmp_path, "layers", "-k", "no_such_layer")
+    assert done.returncode == 1
+    assert "stage layers left no record" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [(), ("no_such_stage",)])
+def test_an_unknown_stage_is_told_the_stages(tmp_path, arguments):
+    done = _run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert "layers     ResNet-50's convolutions and blocks in bfloat16" in done.stderr
+
+
+def test_a_folder_that_cannot_be_made_is_a_failure():
+    assert _run("/dev/null/results", "layers").returncode == 1
