@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .backends.registry import PLAIN, recording
+from .backends.registry import PLAIN, notes, recording
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found, a `LayerReport` a convolution in the order in which they ran. Prints as a table."""
+    """What `explain` found, a `LayerReport` a convolution in the order in which they ran. Prints as a table,
+    followed by what to know about the backends that ran."""
 
     layers: tuple[LayerReport, ...]
 
@@ -32,7 +33,9 @@ class Explanation:
         rows = [("layer", "convolution", "input", "runs on", "why")]
         rows += [(r.name, r.kind, "x".join(map(str, r.x_shape)), r.backend, r.reason) for r in self.layers]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]) for row in rows)
+        lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+        used = {layer.backend for layer in self.layers}
+        return "\n".join(lines + [f"{name}: {note}" for name, note in notes().items() if name in used and note])
 
 
 def explain(model: nn.Module, x: Tensor) -> Explanation:

@@ -68,12 +68,14 @@ def _backward_of(reference: Callable[..., Tensor]) -> Callable[..., Any]:
             rule = {"tensor": pick, "tensors": lambda places: [pick(i) for i in places], "value": plain}
             return tuple(rule[kind](what) for kind, what in ctx.layout)
 
-        wanted = [t for t in saved if t.requires_grad]
         with torch.enable_grad():
-            output = reference(*rebuild(saved.__getitem__, lambda value: value))
-        # The saved inputs keep their own history, so a second derivative goes through them.
+            # A view each: a tensor that is two inputs gets each one's share of the gradient, not twice the whole.
+            inputs = [t.view_as(t) if t.requires_grad else t for t in saved]
+            output = reference(*rebuild(inputs.__getitem__, lambda value: value))
+        wanted = [t for t in inputs if t.requires_grad]
+        # The views keep their bases' history, so a second derivative goes through them.
         grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=torch.is_grad_enabled(), allow_unused=True))
-        by_tensor = [next(grads) if t.requires_grad else None for t in saved]
+        by_tensor = [next(grads) if t.requires_grad else None for t in inputs]
         return rebuild(by_tensor.__getitem__, lambda value: None)
 
     return backward
