@@ -203,8 +203,8 @@ void report(Warp& w, const Instruction& i, int lane, const char* kind, std::stri
 }
 
 void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, const std::string& what) {
-  const std::string earlier =
-      std::string(conflict.other_async ? "an asynchronous " : "a ") + (conflict.other_wrote ? "write" : "read");
+  const std::string earlier = std::string(conflict.other_proxy == Proxy::Async ? "an asynchronous " : "a ") +
+                              (conflict.other_wrote ? "write" : "read");
   if (conflict.kind == Conflict::Kind::kProxy) {
     report(w, i, lane, "proxy-fence",
            what + " of shared memory at " + hex(conflict.address) + " after a generic write without a proxy fence",
@@ -220,7 +220,7 @@ void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, c
 void note_shared_access(const Access& access, Block& owner, uint32_t offset) {
   Timeline& timeline = access.warp.block.async->of(access.warp).timeline;
   const bool atomic = access.kind == AccessKind::ReadWrite;
-  const SharedAccess how{timeline.now(), false, atomic};
+  const SharedAccess how{timeline.now(), access.proxy, atomic};
   SharedOrder& order = owner.async->order;
   const Conflict conflict = access.kind == AccessKind::Read ? order.read(offset, access.bytes, how, timeline.known())
                                                             : order.write(offset, access.bytes, how, timeline.known());

@@ -110,7 +110,7 @@ void bind_shared_order(py::module_& m) {
   using Times = std::map<Agent, uint32_t>;
   const auto access = [](SharedOrder& self, bool write, uint32_t address, uint32_t bytes, Agent agent, uint32_t time,
                          const Times& order, const Times& proxied, bool async, bool atomic) {
-    const SharedAccess how{{agent, time}, async, atomic};
+    const SharedAccess how{{agent, time}, async ? Proxy::Async : Proxy::Generic, atomic};
     const Knowledge known = knowledge_of(order, proxied);
     const Conflict conflict = write ? self.write(address, bytes, how, known) : self.read(address, bytes, how, known);
     static const char* const names[] = {"", "race", "proxy"};

@@ -132,7 +132,9 @@ uint8_t* Memory::access_part(const Access& access, uint32_t bytes) {
 }
 
 uint8_t* Memory::launch_copy(const Access& access) {
-  uint8_t* at = this->access(access);
+  Access copy = access;
+  copy.proxy = Proxy::Copy;
+  uint8_t* at = this->access(copy);
   if (at == nullptr) return nullptr;
   uint8_t* flags = &access.warp.block.shared.shadow.flags(access.address & 0xffffff);
   for (uint32_t i = 0; i < access.bytes; i++) flags[i] |= Shadow::kInFlight;
@@ -191,7 +193,7 @@ uint8_t* Memory::shared(const Access& access) {
               std::to_string(memory.end - memory.begin) + " bytes");
     return nullptr;
   }
-  if (!access.async) note_shared_access(access, *block, static_cast<uint32_t>(offset));
+  if (access.proxy != Proxy::Async) note_shared_access(access, *block, static_cast<uint32_t>(offset));
   return finish(access, memory.shadow, offset, memory.data.data(), "");
 }
 

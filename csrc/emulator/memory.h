@@ -57,6 +57,9 @@ struct SharedMemory {
   uint32_t begin = 0, end = 0;
 };
 
+// Who accesses: ld, st and the like; cp.async; TMA and wgmma, which keep an order of their own (async_state.h).
+enum class Proxy : uint8_t { Generic, Copy, Async };
+
 enum class AccessKind : uint8_t { Read, Write, ReadWrite };
 
 // One lane's access.
@@ -68,7 +71,7 @@ struct Access {
   uint64_t address;
   uint32_t bytes;
   AccessKind kind;
-  bool async = false;  // by TMA or wgmma, which keep their own order
+  Proxy proxy = Proxy::Generic;
 };
 
 class Memory {

@@ -19,24 +19,25 @@ uint8_t mask_of(uint32_t index, uint32_t address, uint32_t bytes) {
 Conflict SharedOrder::against_write(const Cell& cell, uint8_t mask, const SharedAccess& access,
                                     const Knowledge& known) const {
   if (!(cell.mask & mask) || (cell.atomic && access.atomic)) return {};
-  if (!known.order.covers(cell.write)) return {Conflict::Kind::kRace, cell.write, true, cell.async, 0};
-  if (access.async && !cell.async && !known.proxied.covers(cell.write)) {
-    return {Conflict::Kind::kProxy, cell.write, true, false, 0};
+  if (!known.order.covers(cell.write)) return {Conflict::Kind::kRace, cell.write, true, cell.proxy, 0};
+  if (access.proxy == Proxy::Async && cell.proxy == Proxy::Generic && !known.proxied.covers(cell.write)) {
+    return {Conflict::Kind::kProxy, cell.write, true, cell.proxy, 0};
   }
   return {};
 }
 
 SharedOrder::Set SharedOrder::with(Set set, const SharedAccess& access) {
-  const std::pair<Agent, uint64_t> key = {access.at.agent, uint64_t{access.at.time} * 2 + access.async};
+  const std::pair<Agent, uint64_t> key = {access.at.agent,
+                                          uint64_t{access.at.time} * 4 + static_cast<uint64_t>(access.proxy)};
   const auto known = sets_[set].with.find(key);
   if (known != sets_[set].with.end()) return known->second;
   std::vector<Reader> all = sets_[set].all;
   const auto same =
       std::find_if(all.begin(), all.end(), [&](const Reader& r) { return r.at.agent == access.at.agent; });
   if (same == all.end()) {
-    all.push_back({access.at, access.async});
+    all.push_back({access.at, access.proxy});
   } else {
-    *same = {access.at, access.async};  // an agent's later read implies its earlier ones
+    *same = {access.at, access.proxy};  // an agent's later read implies its earlier ones
   }
   const Set next = static_cast<Set>(sets_.size());
   sets_.push_back({std::move(all), {}});
@@ -78,7 +79,7 @@ Conflict SharedOrder::write(uint32_t address, uint32_t bytes, const SharedAccess
         checked = cell.readers;
         for (const Reader& reader : sets_[checked].all) {
           if (known.order.covers(reader.at) || (access.atomic && cell.atomic)) continue;
-          first = {Conflict::Kind::kRace, reader.at, false, reader.async, i * 4};
+          first = {Conflict::Kind::kRace, reader.at, false, reader.proxy, i * 4};
           break;
         }
       }
@@ -87,7 +88,7 @@ Conflict SharedOrder::write(uint32_t address, uint32_t bytes, const SharedAccess
     const bool same = cell.write.agent == access.at.agent && cell.write.time == access.at.time;
     cell.mask = same ? cell.mask | mask : mask;
     cell.write = access.at;
-    cell.async = access.async;
+    cell.proxy = access.proxy;
     cell.atomic = access.atomic;
   }
   return first;

@@ -2,7 +2,8 @@
 //
 // Every 4-byte word remembers its last write and the reads since. An access conflicts with one that the accessor does
 // not know to have happened; a generic write that is ordered, but not proxied, before an asynchronous access lacks a
-// fence.proxy.async. Sets of readers are interned, as the words of a tile have the same.
+// fence.proxy.async. (The ISA names no proxy for cp.async; compilers let wgmma read what it wrote without a fence, and
+// so does this.) Sets of readers are interned, as the words of a tile have the same.
 //
 // A warp is one agent: races between its own lanes are not seen. Writes of less than a word are checked against
 // overlapping writes, and not against reads.
@@ -12,13 +13,14 @@
 #include <map>
 #include <vector>
 
+#include "emulator/memory.h"
 #include "emulator/vector_clock.h"
 
 namespace fastres::emulator {
 
 struct SharedAccess {
   Epoch at;
-  bool async = false;   // by TMA or wgmma
+  Proxy proxy = Proxy::Generic;
   bool atomic = false;  // atomics don't race with each other
 };
 
@@ -26,7 +28,7 @@ struct Conflict {
   enum class Kind : uint8_t { kNone, kRace, kProxy } kind = Kind::kNone;
   Epoch other;  // the access in conflict
   bool other_wrote = false;
-  bool other_async = false;
+  Proxy other_proxy = Proxy::Generic;
   uint32_t address = 0;
 
   explicit operator bool() const { return kind != Kind::kNone; }
@@ -46,15 +48,16 @@ class SharedOrder {
     Epoch write;
     Set readers = 0;
     uint8_t mask = 0;  // bytes that `write` wrote
-    bool async = false, atomic = false;
+    Proxy proxy = Proxy::Generic;
+    bool atomic = false;
   };
   struct Reader {
     Epoch at;
-    bool async;
+    Proxy proxy;
   };
   struct Readers {
     std::vector<Reader> all;
-    std::map<std::pair<Agent, uint64_t>, Set> with;  // (agent, time * 2 + async) to the set that has it too
+    std::map<std::pair<Agent, uint64_t>, Set> with;  // (agent, time * 4 + proxy) to the set that has it too
   };
 
   std::vector<Cell> cells_;

@@ -109,14 +109,14 @@ class Load : public Transfer {
     fill(data);
     for_pieces(row.global, row.first, row.end, [&](uint32_t at, uint32_t bytes) {
       const uint8_t* from = machine.memory.access(
-          {warp, instruction, lane, Space::Global, row.global + at, bytes, AccessKind::Read, true});
+          {warp, instruction, lane, Space::Global, row.global + at, bytes, AccessKind::Read, Proxy::Async});
       if (from != nullptr) std::memcpy(data.data() + at, from, bytes);
     });
     for (const Target& target : targets_) {
       for (uint32_t at = 0; at < row.bytes; at += kChunk) {
         const SharedPlace place{target.place.block, shared_at(rows_, target.place.offset, row, at)};
         uint8_t* to = machine.memory.access(
-            {warp, instruction, lane, Space::Shared, place.address(), kChunk, AccessKind::Write, true});
+            {warp, instruction, lane, Space::Shared, place.address(), kChunk, AccessKind::Write, Proxy::Async});
         if (to != nullptr) std::memcpy(to, data.data() + at, kChunk);
       }
     }
@@ -133,7 +133,7 @@ class Load : public Transfer {
 void occupy(Warp& w, const Instruction& i, int lane, const Rows& rows, const Target& target) {
   AsyncState& own = *w.block.async;
   Block& owner = *target.place.block;
-  const SharedAccess access{target.barrier->barrier.copy_epoch(), true, false};
+  const SharedAccess access{target.barrier->barrier.copy_epoch(), Proxy::Async, false};
   Conflict first;
   for (const BoxRow& row : rows.rows) {
     for (uint32_t at = 0; at < row.bytes; at += kChunk) {
@@ -260,7 +260,7 @@ class Store : public Transfer {
       const uint8_t* from = nullptr;
       if (at < row.end && at + kChunk > row.first) {  // what is out of bounds needn't have been written
         from = machine.memory.access(
-            {warp, instruction, lane, Space::Shared, place.address(), kChunk, AccessKind::Read, true});
+            {warp, instruction, lane, Space::Shared, place.address(), kChunk, AccessKind::Read, Proxy::Async});
       }
       data_.resize(data_.size() + kChunk, 0xff);
       if (from != nullptr) std::memcpy(data_.data() + data_.size() - kChunk, from, kChunk);
@@ -270,7 +270,8 @@ class Store : public Transfer {
   void write(Machine& machine, const BoxRow& row, const uint8_t* data) {
     const AccessKind kind = reduction_ == Reduction::None ? AccessKind::Write : AccessKind::ReadWrite;
     for_pieces(row.global, row.first, row.end, [&](uint32_t at, uint32_t bytes) {
-      uint8_t* to = machine.memory.access({warp, instruction, lane, Space::Global, row.global + at, bytes, kind, true});
+      uint8_t* to =
+          machine.memory.access({warp, instruction, lane, Space::Global, row.global + at, bytes, kind, Proxy::Async});
       if (to == nullptr) return;
       if (reduction_ == Reduction::None) {
         std::memcpy(to, data + at, bytes);
@@ -288,7 +289,7 @@ void start_store(Warp& w, const Instruction& i, int lane, const Bulk& bulk, Rows
   if (from.block == nullptr) return;
   AsyncState& async = *w.block.async;
   BulkThread& thread = async.bulk(w, lane);
-  const SharedAccess access{{thread.agent, static_cast<uint32_t>(thread.committed.size() + 1)}, true, false};
+  const SharedAccess access{{thread.agent, static_cast<uint32_t>(thread.committed.size() + 1)}, Proxy::Async, false};
   Conflict first;
   for (const BoxRow& row : rows.rows) {
     for (uint32_t at = 0; at < row.bytes; at += kChunk) {
@@ -325,7 +326,7 @@ Rows tensor_rows(Warp& w, const Instruction& i, int lane, const Bulk& bulk) {
   }
   for (uint32_t part = 0; part < sizeof blob; part += kChunk) {
     const uint8_t* from =
-        w.block.machine.memory.access({w, i, lane, Space::Generic, at + part, kChunk, AccessKind::Read, true});
+        w.block.machine.memory.access({w, i, lane, Space::Generic, at + part, kChunk, AccessKind::Read, Proxy::Async});
     if (from == nullptr) return rows;
     std::memcpy(blob + part, from, kChunk);
   }

@@ -28,7 +28,7 @@ struct Multiply {
 // Reads operands through the checks that a wgmma's reads are subject to.
 class OperandReader {
  public:
-  OperandReader(Warp& w, const Instruction& i, Epoch at) : w_(w), i_(i), access_{at, true, false} {}
+  OperandReader(Warp& w, const Instruction& i, Epoch at) : w_(w), i_(i), access_{at, Proxy::Async, false} {}
 
   const uint8_t* operator()(uint32_t address) {
     static const uint8_t nothing[16] = {};
@@ -38,7 +38,7 @@ class OperandReader {
     const Conflict conflict = async.order.read(address, 16, access_, async.of(w_).timeline.known());
     if (conflict) report(w_, i_, 0, conflict, "a wgmma's read");
     const uint8_t* data =
-        w_.block.machine.memory.access({w_, i_, 0, Space::Shared, address, 16, AccessKind::Read, true});
+        w_.block.machine.memory.access({w_, i_, 0, Space::Shared, address, 16, AccessKind::Read, Proxy::Async});
     return data == nullptr ? nothing : data;
   }
 

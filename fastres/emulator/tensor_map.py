@@ -1,4 +1,4 @@
-"""Tensor maps (``CUtensorMap``) for emulated kernels: TMA's description of a tensor and of the box that one copy moves."""
+"""Tensor maps (``CUtensorMap``) for emulated kernels: what TMA knows of a tensor and of the box that a copy moves."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _TYPES = {
 class TensorMap:
     """A kernel argument: the 128 bytes of a ``const __grid_constant__ CUtensorMap``, in the emulator's own encoding.
 
-    Sizes, boxes and strides are in the tensor's own order, outermost dimension first (the driver's API has them innermost
-    first). The encoders check what ``cuTensorMapEncodeTiled`` and ``cuTensorMapEncodeIm2col`` check (CUDA Driver API,
-    "Tensor Map Object Management"), for tensors without interleaving.
+    Sizes, boxes and strides are in the tensor's own order, outermost dimension first; the driver's API has them
+    innermost first. The encoders check what ``cuTensorMapEncodeTiled`` and ``cuTensorMapEncodeIm2col`` check (CUDA
+    Driver API, "Tensor Map Object Management"), for tensors without interleaving.
 
     Attributes:
         tensor: What the map describes; the kernel may use its memory.
@@ -84,12 +84,14 @@ class TensorMap:
 
         Args:
             tensor: As for ``tiled``, of three to five dimensions.
-            lower, upper: Corners of the bounding box of the pixels, relative to the first and the last pixel, in the
-                order of the tensor's spatial dimensions: -padding and padding - dilation * (kernel - 1).
+            lower: First corner of the pixels' bounding box relative to the first pixel, in the order of the tensor's
+                spatial dimensions: -padding.
+            upper: Last corner relative to the last pixel: padding - dilation * (kernel - 1).
             channels: Channels of a pixel that a copy takes, at most 256.
             pixels: Pixels that a copy takes, at most 1024.
             strides: Of all dimensions: the convolution's in the spatial ones, else 1.
-            swizzle, fill_nan: As for ``tiled``.
+            swizzle: As for ``tiled``.
+            fill_nan: As for ``tiled``.
 
         Raises:
             ValueError: What the driver would refuse, with the argument, its value and what was expected.
