@@ -108,10 +108,12 @@ void Machine::retire() {
   };
   std::vector<bool> leaves;
   for (const auto& block : resident_) leaves.push_back(finished(block));
+  for (size_t i = 0; i < resident_.size(); i++) {
+    if (leaves[i]) resident_[i]->async->finish();  // may throw, so before anything moves
+  }
   std::deque<std::unique_ptr<Block>> stay;
   for (size_t i = 0; i < resident_.size(); i++) {
     if (leaves[i]) {
-      resident_[i]->async->finish();
       memory.retire(*resident_[i]);
     } else {
       stay.push_back(std::move(resident_[i]));
