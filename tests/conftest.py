@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _without_gpu:
         terminalreporter.section(f"{len(_without_gpu)} tests not run: they need an NVIDIA GPU")
-        for name in _without_gpu:
-            terminalreporter.line(name)
+        for name, count in Counter(nodeid.partition("[")[0] for nodeid in _without_gpu).items():
+            terminalreporter.line(f"{name} ({count})")
 
 
 @pytest.fixture(autouse=True)
