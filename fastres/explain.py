@@ -50,20 +50,18 @@ def explain(model: nn.Module, x: Tensor) -> Explanation:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if any(module.training for module in model.modules()):
         model = copy.deepcopy(model)
-    convs = {m.weight.data_ptr(): (name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    convs = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    known = {address: conv for conv in convs for address in (id(conv[1]), conv[1].weight.data_ptr())}
     with torch.no_grad(), recording() as choices:
         model(x)
     layers = []
-    seen = set()
+    ran = set()
     for choice in choices:
-        name, conv = convs.get(choice.weight, ("?", None))
-        seen.add(choice.weight)
-        layers.append(LayerReport(name, _kind(conv), choice.x_shape, choice.backend, choice.reason))
-    for weight, (name, conv) in convs.items():
-        if weight not in seen:
-            layers.append(
-                LayerReport(name, _kind(conv), (), PLAIN, "not part of a fastres block: see fastres.optimize")
-            )
+        name, module = known.get(choice.address, ("?", None))
+        ran.add(module)
+        layers.append(LayerReport(name, _kind(module), choice.x_shape, choice.backend, choice.reason))
+    why = "not part of a fastres block: see fastres.optimize"
+    layers += [LayerReport(name, _kind(module), (), PLAIN, why) for name, module in convs if module not in ran]
     return Explanation(tuple(layers))
 
 

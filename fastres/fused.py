@@ -51,7 +51,7 @@ def _call(operator: Any, *args: Any) -> Tensor:
 def _plain(conv: nn.Module, x: Any, why: str) -> None:
     """Tells `explain` that `conv` runs unfused."""
     if not torch.compiler.is_compiling() and not isinstance(x, fx.Proxy):
-        registry.record_plain(getattr(conv, "weight", None), x, why)
+        registry.record_plain(conv, x, why)
 
 
 def check_input(x: Any, conv: Any) -> None:

@@ -78,7 +78,7 @@ class Backend:
 class Choice:
     """One decision of the resolver: a convolution, who runs it and why the ones before it do not."""
 
-    weight: int  # data_ptr, by which `explain` finds the layer's name
+    address: int  # of the weight, or of the module that ran unfused: how `explain` finds the name
     x_shape: tuple[int, ...]
     backend: str
     reason: str
@@ -191,10 +191,10 @@ def recording() -> Iterator[list[Choice]]:
         _log.reset(token)
 
 
-def record_plain(weight: Tensor | None, x: Tensor, reason: str) -> None:
-    """Notes that the convolution of `weight` ran unfused, as PyTorch's own modules."""
-    if (log := _log.get()) is not None and isinstance(weight, Tensor):
-        log.append(Choice(weight.data_ptr(), tuple(x.shape), PLAIN, reason))
+def record_plain(conv: object, x: Tensor, reason: str) -> None:
+    """Notes that the module `conv` ran unfused, as PyTorch's own."""
+    if (log := _log.get()) is not None:
+        log.append(Choice(id(conv), tuple(x.shape), PLAIN, reason))
 
 
 def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str) -> None:
