@@ -107,7 +107,7 @@ def conv_bn_act(
     Raises TypeError for a dtype other than the weights' outside autocast, ValueError for a shape or device that does
     not fit, BackendError where a backend asked for by name cannot run.
     """
-    layers = read(x, [(conv, bn)], (act,))
+    layers = read(x, [(conv, bn)], (act,), residual)
     if isinstance(layers, str):
         _plain(conv, x, layers)
         y = bn(conv(x))
@@ -134,12 +134,12 @@ def projection(
     """
     pool, shortcut = _shortcut(downsample)
     if shortcut is not None:
-        layers = read(x, [(conv, bn), shortcut], (act,))
+        layers = read(x, [(conv, bn), shortcut], (act,), block_input)
         if not isinstance(layers, str):
             _check_dtype(x, conv)
             block_input = block_input if pool is None else pool(block_input)
             return _call(torch.ops.fastres.projection.default, x, *layers[0], block_input, *layers[1], backend)
-    layers = read(x, [(conv, bn)], (act,))
+    layers = read(x, [(conv, bn)], (act,), block_input)
     if not isinstance(layers, str):
         return conv_bn_act(x, conv, bn, _downsample(block_input, downsample, shortcut), act=act, backend=backend)
     _plain(conv, x, layers)

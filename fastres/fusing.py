@@ -23,9 +23,15 @@ _WEIGHTS = (nn.Parameter, Tensor, FakeTensor)
 
 
 def read(
-    x: Any, pairs: Iterable[tuple[nn.Module, nn.Module]], acts: Iterable[nn.Module | None] = ()
+    x: Any,
+    pairs: Iterable[tuple[nn.Module, nn.Module]],
+    acts: Iterable[nn.Module | None] = (),
+    other: Tensor | None = None,
 ) -> list[ConvBN] | str:
-    """The (convolution, BatchNorm) pairs as tensors and geometry, or a string: why they may not fuse on `x`."""
+    """The (convolution, BatchNorm) pairs as tensors and geometry, or a string: why they may not fuse on `x`.
+
+    `other` is a second activation that the call takes: a residual or a block's input.
+    """
     if isinstance(x, fx.Proxy):
         return "the call is traced by torch.fx"
     layers: list[ConvBN] = []
@@ -38,7 +44,7 @@ def read(
         if act is not None and (why := module_obstacle(act, nn.ReLU)):
             return why
     if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, *(t for layer in layers for t in layer.tensors()))
+        t is not None and t.requires_grad for t in (x, other, *(t for layer in layers for t in layer.tensors()))
     ):
         return "gradients are recorded"
     return call_obstacle() or layers
