@@ -36,6 +36,8 @@ class OptimizationReport:
 class LayerGetter(IntermediateLayerGetter, resnet.Carrier):
     """torchvision's IntermediateLayerGetter, the body of its detection and segmentation models, with a fused stem."""
 
+    plain_class = IntermediateLayerGetter
+
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         out: OrderedDict[str, Tensor] = OrderedDict()
         layers = list(self.items())

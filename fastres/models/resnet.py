@@ -21,6 +21,19 @@ class Carrier:
     """Mixed into a module that carries the name of the backend its model asks for ("" for none)."""
 
     backend_name: str = ""
+    plain_class: ClassVar[type[nn.Module] | None] = None  # computes the same in PyTorch's own modules
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What torch.jit.script compiles instead, as TorchScript cannot read how modules fuse: `plain_class`."""
+        module, kind = cast(nn.Module, self), self.plain_class
+        if kind is None or not type(self).__module__.startswith("fastres."):
+            raise TypeError(
+                f"torch.jit.script: {type(self).__name__} has no equivalent that TorchScript can compile; use "
+                "torch.export, torch.compile or torch.jit.trace"
+            )
+        plain = kind.__new__(kind)
+        plain.__dict__.update(module.__dict__, _modules=dict(module._modules))  # torch.jit writes into _modules
+        return plain
 
 
 class Model(Carrier):
@@ -42,6 +55,8 @@ class Model(Carrier):
 class BasicBlock(tv.BasicBlock, Carrier):
     """Two 3x3 convolutions and a shortcut (figure 5, left). Arguments as torchvision's."""
 
+    plain_class = tv.BasicBlock
+
     def forward(self, x: Tensor) -> Tensor:
         backend = self.backend_name
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
@@ -60,6 +75,8 @@ class BasicBlock(tv.BasicBlock, Carrier):
 
 class Bottleneck(tv.Bottleneck, Carrier):
     """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (figure 5, right). Arguments as torchvision's."""
+
+    plain_class = tv.Bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
         backend = self.backend_name
@@ -80,6 +97,8 @@ class Bottleneck(tv.Bottleneck, Carrier):
 
 class Stage(nn.Sequential, Carrier):
     """Residual blocks in sequence, one operator for as many neighbours as may fuse."""
+
+    plain_class = nn.Sequential
 
     def forward(self, x: Tensor) -> Tensor:
         return fused.stage(x, self, backend=self.backend_name)
@@ -114,6 +133,8 @@ class ResNet(tv.ResNet, Model):
         TypeError, ValueError: for an input of another type, rank, channel count, dtype or device.
         BackendError: where the backend asked for cannot run.
     """
+
+    plain_class = tv.ResNet
 
     def __init__(
         self,

@@ -32,6 +32,8 @@ def extras(block: Any) -> str | None:
 class BasicBlock(timm.BasicBlock, Carrier):
     """timm's BasicBlock."""
 
+    plain_class = timm.BasicBlock
+
     def forward(self, x: Tensor) -> Tensor:
         if extras(self):
             return super().forward(x)
@@ -54,6 +56,8 @@ class BasicBlock(timm.BasicBlock, Carrier):
 
 class Bottleneck(timm.Bottleneck, Carrier):
     """timm's Bottleneck."""
+
+    plain_class = timm.Bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
         if extras(self):
@@ -78,6 +82,8 @@ class Bottleneck(timm.Bottleneck, Carrier):
 
 class ResNet(timm.ResNet, Carrier):
     """timm's ResNet: the stem fused here, the stages by `fastres.models.resnet.Stage`, the head timm's own."""
+
+    plain_class = timm.ResNet
 
     def forward_features(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing:
