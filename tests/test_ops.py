@@ -286,11 +286,6 @@ def test_bfloat16_activations(parameters: torch.dtype, backend: str) -> None:
 # --- values that are no numbers
 
 
-def is_known_to_drop_nan(name: str) -> bool:
-    """oneDNN's ReLU is max(x, 0) and gives 0 for NaN; `explain` and `fastres info` say so."""
-    return name == "onednn"
-
-
 def poisoned(value: float) -> tuple[Tensor, ConvBN]:
     layer = make_layer(8, 16, bias=True)
     x = input_of(layer, 12)
@@ -306,7 +301,7 @@ def test_nan_propagates(where: str, relu: bool, backend: str) -> None:
     if where == "residual":
         residual[1, 2, 3, 4] = math.nan
     result = conv_bn_act(x, layer, residual, relu)
-    if relu and is_known_to_drop_nan(backend):
+    if relu and not registry.get(backend).relu_keeps_nan:
         assert "NaN" in registry.notes()[backend]
         touched = reference.conv_bn_act(x, layer, residual, relu).isnan()
         assert touched.any()
