@@ -169,7 +169,7 @@ def resolve(x: Tensor, layer: ConvBN, model_backend: str = "") -> Backend:
         backend = get(name)
         if reason := backend.unsupported(x, layer):
             raise BackendError(f"backend {name!r} cannot run this convolution: {reason}")
-        _record(x, layer, backend, "; ".join(filter(None, ("asked for by name", backend.note))))
+        _record(x, layer, backend, "asked for by name")
         return backend
     for name in AUTO_ORDER:
         backend = _registered[name]
