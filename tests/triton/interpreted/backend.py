@@ -47,9 +47,9 @@ def test_network(block: type[nn.Module], arguments: dict[str, int]) -> None:
 def test_explain_names_it() -> None:
     model, x = network(fastres.BasicBlock).to(DEVICE), torch.randn(1, 3, 32, 32, device=DEVICE)
     with fastres.use_backend("triton"):
-        layers = fastres.explain(model, x).layers
-    assert {layer.backend for layer in layers} == {"triton"}
-    assert all("emulated, not yet run on hardware" in layer.reason for layer in layers)
+        explanation = fastres.explain(model, x)
+    assert {layer.backend for layer in explanation.layers} == {"triton"}
+    assert "triton: emulated, not yet run on hardware" in str(explanation)
 
 
 def test_auto_passes_it_over() -> None:
