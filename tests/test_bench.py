@@ -36,12 +36,8 @@ def test_a_wrong_contender_gets_no_time_and_status_1(capsys):
     arguments = ["bench", *SMALL, "--against", "eager", "odd_contenders:wrong", "--backend", "reference"]
     assert main(arguments) == 1
     printed = capsys.readouterr().out
-    lines = [line.split() for line in printed.splitlines() if line.strip()]
-    assert [line[0] for line in lines if line[0] in ("eager", "fastres:reference", "odd_contenders:wrong")] == [
-        "eager",
-        "fastres:reference",
-        "odd_contenders:wrong",
-    ]
+    timed = [line.split()[0] for line in printed.splitlines() if "[" in line and "[quartiles]" not in line]
+    assert timed == ["eager", "fastres:reference"]
     assert "odd_contenders:wrong failed: wrong result, so no time: error" in printed
 
 
@@ -52,7 +48,7 @@ def test_a_wrong_contender_gets_no_time_and_status_1(capsys):
         (["--batch", "0"], "argument --batch: expected a whole number from 1"),
         (["--dtype", "int8"], "argument --dtype: unknown dtype 'int8'"),
         (["--device", "tpu"], "argument --device: unknown device 'tpu'"),
-        (["--backend", "magic"], "argument --backend: name: unknown backend 'magic'"),
+        (["--backend", "magic"], "argument --backend: unknown backend 'magic'"),
         (["--against", "nobody"], "argument --against: unknown contender 'nobody', expected one of fastres, eager"),
         (["--against", "eager-graph", "--device", "cpu"], "'eager-graph' is not available: runs on cuda only"),
         (["--rounds", "many"], "argument --rounds: expected a whole number"),

@@ -108,6 +108,15 @@ def test_parity_wants_nan_and_infinities_where_pytorch_has_them(value):
                 parity.check(actual, exact, baseline)
 
 
+def test_a_peers_error_may_be_larger_and_ours_may_not():
+    exact, baseline = torch.ones(1, dtype=torch.float64), torch.full((1,), 1 + 2**-10)
+    actual = torch.full((1,), 1 + 7 * 2**-10)
+    assert parity.check(actual, exact, baseline, compare.error_factor("openvino")).error == 7 * 2**-10
+    for name in ("fastres", "fastres:reference", "fastres-graph"):
+        with pytest.raises(parity.ParityError):
+            parity.check(actual, exact, baseline, compare.error_factor(name))
+
+
 def test_parity_refuses_another_shape_dtype_or_oracle():
     exact, ones = torch.ones(3, dtype=torch.float64), torch.ones(3)
     with pytest.raises(parity.ParityError, match=r"got \(1, 3\)"):
@@ -326,7 +335,13 @@ def _record():
         "status": "ok",
         "reason": "",
     }
-    row |= {"parity": None, "flops": 2e9, "roofline_seconds": 0.05, "bytes": 1e9, "memory": {"tensor_bytes": 3e6}}
+    row |= {
+        "parity": {"error": 3e-6, "baseline_error": 2e-6},
+        "flops": 2e9,
+        "roofline_seconds": 0.05,
+        "bytes": 1e9,
+        "memory": {"tensor_bytes": 3e6},
+    }
     rows = [
         {**row, "contender": "eager", "samples": [0.2] * 15},
         {**row, "contender": "fastres", "samples": [0.1] * 15},
@@ -335,12 +350,12 @@ def _record():
     return results.record("models", rows, {"float32": roofline.Ceilings(1e12, 1e11)}, {"rounds": 15})
 
 
-def _text(result):
+def _text(result, width=140):
     from rich.console import Console
 
-    console = Console(width=140)
+    console = Console(width=width)
     with console.capture() as capture:
-        console.print(results.tables(result))
+        console.print(results.tables(result, wide=width >= 115))
     return capture.get()
 
 
@@ -353,9 +368,15 @@ def test_a_record_survives_its_file_and_the_table_is_made_of_it(tmp_path):
     text = _text(again)
     assert text == _text(result)
     line = next(line for line in text.splitlines() if line.strip().startswith("fastres "))
-    assert " ".join(line.split()) == "fastres 20.0 100.00 [100.00 100.00] 2.00 [2.00 2.00] 0.02 10 50% 3.0"
+    assert " ".join(line.split()) == "fastres 20.0 100.0 [100.0 100.0] 2.00 [2.00 2.00] 0.02 10 50% 1.5 3.0"
     assert "resnet18: bad failed: wrong result" in text
     assert [row["contender"] for row in results.failures(again)] == ["bad"]
+
+
+def test_a_narrow_table_cuts_no_figure():
+    lines = _text(_record(), width=80).splitlines()
+    line = next(line for line in lines if line.strip().startswith("fastres "))
+    assert " ".join(line.split()) == "fastres 20.0 100.0 [100.0 100.0] 2.00 [2.00 2.00] 1.5"
 
 
 def test_a_table_says_when_rounds_are_few():

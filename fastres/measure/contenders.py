@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import optimize
+from .. import capture, optimize
 from ..backends import registry
 from .workload import Workload
 
@@ -86,27 +86,17 @@ def _compile(freezing: bool = False, **options: Any) -> Build:
     return build
 
 
-def captured(forward: Forward, device: torch.device) -> Forward:
-    """`forward` as a CUDA graph: no time of the host's. Its output is overwritten by the next call."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # lazy initialisation, tuning and folding happen outside the capture
-            forward()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = forward()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return y
-
-    return replay
+def _fastres_graph(model: nn.Module, x: Tensor) -> Forward:
+    return _graph(*channels_last(optimize(model), x))
 
 
-def _graph_of(build: Build) -> Build:
-    return lambda model, x: captured(build(model, x), x.device)
+def _eager_graph(model: nn.Module, x: Tensor) -> Forward:
+    return _graph(*channels_last(model, x))
+
+
+def _graph(model: nn.Module, x: Tensor) -> Forward:
+    replay = capture(model, x)
+    return lambda: replay(x)
 
 
 def _onnx(model: nn.Module, x: Tensor, path: Path) -> None:
@@ -154,8 +144,8 @@ _ALL = (
     Contender("compile", "torch.compile, channels_last", _compile()),
     Contender("compile-freezing", "torch.compile with constant weights", _compile(freezing=True)),
     Contender("compile-max-autotune", "torch.compile that tunes", _compile(mode="max-autotune")),
-    Contender("fastres-graph", "fastres in a CUDA graph", _graph_of(_fastres(None)), devices=("cuda",)),
-    Contender("eager-graph", "channels_last in a CUDA graph", _graph_of(_eager_channels_last), devices=("cuda",)),
+    Contender("fastres-graph", "fastres in a CUDA graph", _fastres_graph, devices=("cuda",)),
+    Contender("eager-graph", "channels_last in a CUDA graph", _eager_graph, devices=("cuda",)),
     Contender("onnxruntime", "ONNX Runtime", _onnxruntime, ("onnx", "onnxruntime"), **_CPU_RUNTIME),
     Contender("openvino", "OpenVINO", _openvino, ("onnx", "openvino"), **_CPU_RUNTIME),
 )
