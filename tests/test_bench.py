@@ -161,4 +161,4 @@ def test_json_is_utf8_and_ends_with_a_newline(tmp_path):
     path = tmp_path / "r.json"
     results.save(results.record("models", [], {}, {"name": "é"}), path)
     assert path.read_bytes().endswith(b"}\n")
-    assert json.loads(path.read_text(encoding="utf-8"))["settings"] == {"name": "é"}
+    assert json.loads(path.read_text(encoding="utf-8"))["settings"]["name"] == "é"

@@ -41,7 +41,7 @@ def record(
         "kind": kind,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment(),
-        "settings": settings,
+        "settings": {**settings, "conv_tf32": torch.backends.cudnn.allow_tf32},
         "ceilings": {dtype: asdict(c) for dtype, c in ceilings.items()},
         "rows": list(rows),
     }
