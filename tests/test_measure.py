@@ -146,6 +146,15 @@ def test_a_workload_is_the_same_every_time_and_its_batchnorms_are_random(materia
     assert 0.1 < material.expected64.abs().max() < 100
 
 
+def test_material_survives_its_file(material, saved):
+    again = workload.Material.load(saved)
+    assert again.workload == SMALL
+    assert torch.equal(again.expected64, material.expected64)
+    x = material.x
+    with torch.inference_mode():
+        assert torch.equal(again.model()(x), material.model()(x))
+
+
 def test_the_oracle_covers_batches_larger_than_its_distinct_images():
     found = workload.prepare(workload.Workload("resnet18", batch=workload.DISTINCT + 2, size=32))
     assert torch.equal(found.expected64[0], found.expected64[workload.DISTINCT])
@@ -167,7 +176,7 @@ def test_contenders_say_what_they_cannot_run():
     half = workload.Workload("resnet18", 1, dtype=torch.bfloat16)
     assert "cuda only" in contenders.get("eager-graph").unavailable(SMALL)
     assert contenders.get("eager").unavailable(half) is None
-    missing = contenders.Contender("x", "", lambda model, x: None, needs=("no_such_package",))
+    missing = contenders.Contender("x", lambda model, x: None, needs=("no_such_package",))
     assert missing.unavailable(SMALL) == "not installed: no_such_package"
     assert contenders.get("openvino").unavailable(half)
 

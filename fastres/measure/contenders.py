@@ -36,7 +36,6 @@ class Contender:
     """
 
     name: str
-    what: str
     build: Build
     needs: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -143,16 +142,16 @@ def _openvino(model: nn.Module, x: Tensor) -> Forward:
 
 _CPU_RUNTIME: dict[str, Any] = {"devices": ("cpu",), "dtypes": (torch.float32,), "sees_tensors": False}
 _ALL = (
-    Contender(FASTRES, "fastres, backends chosen by itself or by --backend", _fastres(None)),
-    Contender("eager", "torchvision, NCHW", _eager),
-    Contender("eager-channels-last", "torchvision, channels_last", _eager_channels_last),
-    Contender("compile", "torch.compile, channels_last", _compile()),
-    Contender("compile-freezing", "torch.compile with constant weights", _compile(freezing=True)),
-    Contender("compile-max-autotune", "torch.compile that tunes", _compile(mode="max-autotune")),
-    Contender("fastres-graph", "fastres in a CUDA graph", _fastres_graph, devices=("cuda",)),
-    Contender("eager-graph", "channels_last in a CUDA graph", _eager_graph, devices=("cuda",)),
-    Contender("onnxruntime", "ONNX Runtime", _onnxruntime, ("onnx", "onnxruntime"), **_CPU_RUNTIME),
-    Contender("openvino", "OpenVINO", _openvino, ("onnx", "openvino"), **_CPU_RUNTIME),
+    Contender(FASTRES, _fastres(None)),
+    Contender("eager", _eager),
+    Contender("eager-channels-last", _eager_channels_last),
+    Contender("compile", _compile()),
+    Contender("compile-freezing", _compile(freezing=True)),
+    Contender("compile-max-autotune", _compile(mode="max-autotune")),
+    Contender("fastres-graph", _fastres_graph, devices=("cuda",)),
+    Contender("eager-graph", _eager_graph, devices=("cuda",)),
+    Contender("onnxruntime", _onnxruntime, ("onnx", "onnxruntime"), **_CPU_RUNTIME),
+    Contender("openvino", _openvino, ("onnx", "openvino"), **_CPU_RUNTIME),
 )
 _BY_NAME = {contender.name: contender for contender in _ALL}
 NAMES = tuple(_BY_NAME)
@@ -165,10 +164,10 @@ def get(name: str) -> Contender:
     prefix, colon, rest = name.partition(":")
     if colon and prefix == FASTRES:
         registry.check_name(rest)
-        return Contender(name, f"fastres on backend {rest}", _fastres(rest))
+        return Contender(name, _fastres(rest))
     if colon:
         try:
-            return Contender(name, "your own", getattr(importlib.import_module(prefix), rest))
+            return Contender(name, getattr(importlib.import_module(prefix), rest))
         except (ImportError, AttributeError) as error:
             raise ValueError(f"contender {name!r} cannot be imported: {error}") from error
     raise ValueError(
