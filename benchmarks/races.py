@@ -15,7 +15,7 @@ from settings import DEVICE, ROUNDS
 from fastres.backends import BackendError
 from fastres.measure import memory, results, roofline, timing
 from fastres.measure.compare import FAILED, OK, SKIPPED, compare
-from fastres.measure.contenders import Forward
+from fastres.measure.contenders import Forward, use_best_settings
 from fastres.measure.parity import ParityError, check
 from fastres.measure.processes import one_line
 from fastres.measure.workload import Workload
@@ -32,6 +32,7 @@ def ceilings(dtype: torch.dtype) -> roofline.Ceilings:
 @cache
 def problem_race(make: Callable[..., Problem], *arguments: Any, name: str, dtype: torch.dtype) -> Rows:
     """A race in this process on `make(*arguments, dtype, DEVICE)`."""
+    use_best_settings()
     problem = make(*arguments, dtype, DEVICE)
     shape = {"batch": len(problem.expected64), "size": 224, "dtype": results.dtype_name(dtype), "device": str(DEVICE)}
     costs = results.cost_fields(problem.costs, ceilings(dtype))

@@ -1,5 +1,6 @@
 """`fastres bench`, driven as a user does."""
 
+import argparse
 import json
 import os
 import signal
@@ -11,38 +12,57 @@ from pathlib import Path
 import pytest
 
 import fastres
-from fastres.cli import main
-from fastres.measure import results
+from fastres.cli import bench, main
+from fastres.measure import contenders, results
+from fastres.measure.workload import Workload
 
-SMALL = ["--models", "resnet18", "--size", "32", "--batch", "2", "--rounds", "3", "--device", "cpu"]
+SMALL = ["--models", "resnet18", "--size", "32", "--batch", "2", "--rounds", "3", "--device", "cpu", "--threads", "1"]
 
 
 def test_bench_checks_times_prints_and_saves(tmp_path, capsys):
+    """A wrong contender gets no time, and makes the exit status 1; the others get theirs."""
     path = tmp_path / "r.json"
-    assert main(["bench", *SMALL, "--json", str(path)]) == 0
+    arguments = ["bench", *SMALL, "--against", "eager", "odd_contenders:wrong", "--json", str(path)]
+    assert main(arguments) == 1
     printed = capsys.readouterr().out
     assert "resnet18, batch 2, 32 px, float32, cpu" in printed
-    saved = results.load(path)
-    assert [row["contender"] for row in saved["rows"]] == ["eager", "eager-channels-last", "fastres"]
-    for row in saved["rows"]:
-        assert len(row["samples"]) == 3
-        assert row["parity"]["error"] <= row["parity"]["bound"]
-        assert row["flops"] > 0
-    assert main(["bench", "--show", str(path)]) == 0
+    timed = [line.split()[0] for line in printed.splitlines() if "[" in line and "[quartiles]" not in line]
+    assert timed == ["eager", "fastres"]
+    assert "odd_contenders:wrong failed: wrong result, so no time: error" in printed
+    rows = {row["contender"]: row for row in results.load(path)["rows"]}
+    for name in timed:
+        assert len(rows[name]["samples"]) == 3
+        assert rows[name]["parity"]["error"] <= rows[name]["parity"]["bound"]
+        assert rows[name]["flops"] > 0
+    assert rows["odd_contenders:wrong"]["samples"] == []
+    assert main(["bench", "--show", str(path)]) == 1
     assert capsys.readouterr().out == printed
 
 
-def test_a_wrong_contender_gets_no_time_and_status_1(capsys):
-    arguments = ["bench", *SMALL, "--against", "eager", "odd_contenders:wrong", "--backend", "reference"]
-    assert main(arguments) == 1
-    printed = capsys.readouterr().out
-    lines = [line.split() for line in printed.splitlines() if line.strip()]
-    assert [line[0] for line in lines if line[0] in ("eager", "fastres:reference", "odd_contenders:wrong")] == [
-        "eager",
-        "fastres:reference",
-        "odd_contenders:wrong",
-    ]
-    assert "odd_contenders:wrong failed: wrong result, so no time: error" in printed
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], ["eager", "eager-channels-last", "fastres"]),
+        (["--against", "openvino", "eager"], ["openvino", "eager", "fastres"]),
+        (["--against", "fastres", "eager", "eager"], ["eager", "fastres"]),
+        (["--backend", "reference", "--against", "fastres"], ["fastres", "fastres:reference"]),
+        (["--backend", "auto", "--against", "fastres:reference"], ["fastres:reference", "fastres"]),
+    ],
+)
+def test_the_baseline_is_first_and_fastres_last(arguments, names, monkeypatch):
+    monkeypatch.setattr(contenders.Contender, "unavailable", lambda self, workload: None)
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    assert bench._contenders(parser.parse_args(arguments), Workload("resnet18", 1)) == names
+
+
+def test_all_contenders_are_those_of_the_device():
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    names = bench._contenders(parser.parse_args(["--against", "all"]), Workload("resnet18", 1))
+    assert names[0] == "eager"
+    assert names[-1] == "fastres"
+    assert set(names) == {name for name in contenders.NAMES if not name.endswith("-graph")}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +72,7 @@ def test_a_wrong_contender_gets_no_time_and_status_1(capsys):
         (["--batch", "0"], "argument --batch: expected a whole number from 1"),
         (["--dtype", "int8"], "argument --dtype: unknown dtype 'int8'"),
         (["--device", "tpu"], "argument --device: unknown device 'tpu'"),
-        (["--backend", "magic"], "argument --backend: name: unknown backend 'magic'"),
+        (["--backend", "magic"], "argument --backend: unknown backend 'magic'"),
         (["--against", "nobody"], "argument --against: unknown contender 'nobody', expected one of fastres, eager"),
         (["--against", "eager-graph", "--device", "cpu"], "'eager-graph' is not available: runs on cuda only"),
         (["--rounds", "many"], "argument --rounds: expected a whole number"),
@@ -141,4 +161,4 @@ def test_json_is_utf8_and_ends_with_a_newline(tmp_path):
     path = tmp_path / "r.json"
     results.save(results.record("models", [], {}, {"name": "é"}), path)
     assert path.read_bytes().endswith(b"}\n")
-    assert json.loads(path.read_text(encoding="utf-8"))["settings"] == {"name": "é"}
+    assert json.loads(path.read_text(encoding="utf-8"))["settings"]["name"] == "é"

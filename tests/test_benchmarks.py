@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "run_gpu.sh"
 
 def _run(folder, *arguments):
     settings = {"FASTRES_BENCH_DEVICE": "cpu", "FASTRES_BENCH_ROUNDS": "2", "FASTRES_BENCH_RESULTS": str(folder)}
-    environment = {**os.environ, **settings, "PYTHON": sys.executable}
+    environment = {**os.environ, **settings, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     return subprocess.run([SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -108,6 +108,15 @@ def test_parity_wants_nan_and_infinities_where_pytorch_has_them(value):
                 parity.check(actual, exact, baseline)
 
 
+def test_a_peers_error_may_be_larger_and_ours_may_not():
+    exact, baseline = torch.ones(1, dtype=torch.float64), torch.full((1,), 1 + 2**-10)
+    actual = torch.full((1,), 1 + 7 * 2**-10)
+    assert parity.check(actual, exact, baseline, compare.error_factor("openvino")).error == 7 * 2**-10
+    for name in ("fastres", "fastres:reference", "fastres-graph"):
+        with pytest.raises(parity.ParityError):
+            parity.check(actual, exact, baseline, compare.error_factor(name))
+
+
 def test_parity_refuses_another_shape_dtype_or_oracle():
     exact, ones = torch.ones(3, dtype=torch.float64), torch.ones(3)
     with pytest.raises(parity.ParityError, match=r"got \(1, 3\)"):
@@ -137,6 +146,15 @@ def test_a_workload_is_the_same_every_time_and_its_batchnorms_are_random(materia
     assert 0.1 < material.expected64.abs().max() < 100
 
 
+def test_material_survives_its_file(material, saved):
+    again = workload.Material.load(saved)
+    assert again.workload == SMALL
+    assert torch.equal(again.expected64, material.expected64)
+    x = material.x
+    with torch.inference_mode():
+        assert torch.equal(again.model()(x), material.model()(x))
+
+
 def test_the_oracle_covers_batches_larger_than_its_distinct_images():
     found = workload.prepare(workload.Workload("resnet18", batch=workload.DISTINCT + 2, size=32))
     assert torch.equal(found.expected64[0], found.expected64[workload.DISTINCT])
@@ -158,7 +176,7 @@ def test_contenders_say_what_they_cannot_run():
     half = workload.Workload("resnet18", 1, dtype=torch.bfloat16)
     assert "cuda only" in contenders.get("eager-graph").unavailable(SMALL)
     assert contenders.get("eager").unavailable(half) is None
-    missing = contenders.Contender("x", "", lambda model, x: None, needs=("no_such_package",))
+    missing = contenders.Contender("x", lambda model, x: None, needs=("no_such_package",))
     assert missing.unavailable(SMALL) == "not installed: no_such_package"
     assert contenders.get("openvino").unavailable(half)
 
@@ -171,7 +189,7 @@ def test_compare_times_the_right_and_only_those():
     progress = compare.Progress(steps.append, lambda: samples.append(1))
     rows = {
         row.contender.removeprefix("odd_contenders:"): row
-        for row in compare.compare(SMALL, names, 3, 2, progress=progress)
+        for row in compare.compare(SMALL, names, 3, 1, progress=progress)
     }
     for name in ("eager", "fastres"):
         row = rows[name]
@@ -326,7 +344,13 @@ def _record():
         "status": "ok",
         "reason": "",
     }
-    row |= {"parity": None, "flops": 2e9, "roofline_seconds": 0.05, "bytes": 1e9, "memory": {"tensor_bytes": 3e6}}
+    row |= {
+        "parity": {"error": 3e-6, "baseline_error": 2e-6},
+        "flops": 2e9,
+        "roofline_seconds": 0.05,
+        "bytes": 1e9,
+        "memory": {"tensor_bytes": 3e6},
+    }
     rows = [
         {**row, "contender": "eager", "samples": [0.2] * 15},
         {**row, "contender": "fastres", "samples": [0.1] * 15},
@@ -335,12 +359,12 @@ def _record():
     return results.record("models", rows, {"float32": roofline.Ceilings(1e12, 1e11)}, {"rounds": 15})
 
 
-def _text(result):
+def _text(result, width=140):
     from rich.console import Console
 
-    console = Console(width=140)
+    console = Console(width=width)
     with console.capture() as capture:
-        console.print(results.tables(result))
+        console.print(results.tables(result, wide=width >= 115))
     return capture.get()
 
 
@@ -353,9 +377,15 @@ def test_a_record_survives_its_file_and_the_table_is_made_of_it(tmp_path):
     text = _text(again)
     assert text == _text(result)
     line = next(line for line in text.splitlines() if line.strip().startswith("fastres "))
-    assert " ".join(line.split()) == "fastres 20.0 100.00 [100.00 100.00] 2.00 [2.00 2.00] 0.02 10 50% 3.0"
+    assert " ".join(line.split()) == "fastres 20.0 100.0 [100.0 100.0] 2.00 [2.00 2.00] 0.02 10 50% 1.5 3.0"
     assert "resnet18: bad failed: wrong result" in text
     assert [row["contender"] for row in results.failures(again)] == ["bad"]
+
+
+def test_a_narrow_table_cuts_no_figure():
+    lines = _text(_record(), width=80).splitlines()
+    line = next(line for line in lines if line.strip().startswith("fastres "))
+    assert " ".join(line.split()) == "fastres 20.0 100.0 [100.0 100.0] 2.00 [2.00 2.00] 1.5"
 
 
 def test_a_table_says_when_rounds_are_few():

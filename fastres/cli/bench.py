@@ -28,9 +28,9 @@ ALL = "all"
 
 _EPILOG = """\
 Every contender runs the same seeded weights on the same photograph. Its output is checked against a float64 oracle
-before it is timed: fastres may err twice as much as PyTorch in the same dtype, a peer eight times. Contenders take
-turns, each in a process of its own on a CPU, and ratios are taken round by round. The exit status is 1 if one failed
-or gave a wrong result.
+before it is timed: fastres may err twice as much as PyTorch in the same dtype, a peer eight times; the column "error"
+is in units of PyTorch's. Contenders take turns, each in a process of its own on a CPU, and ratios are taken round by
+round. The exit status is 1 if one failed or gave a wrong result.
 
 contenders:
   eager, eager-channels-last                              torchvision's model
@@ -173,7 +173,7 @@ def _print(result: dict[str, Any]) -> None:
     from ..measure import results
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
-    console.print(results.tables(result, wide=console.width >= 124))
+    console.print(results.tables(result, wide=console.width >= 115))
 
 
 @contextmanager

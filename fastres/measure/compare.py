@@ -76,7 +76,9 @@ def compare(
                 progress.step(f"{row.contender}: building")
                 if isinstance(session, RemoteSession):
                     session.started()
-                row.parity = check(session.output(), material.expected64, material.baseline, _factor(row.contender))
+                row.parity = check(
+                    session.output(), material.expected64, material.baseline, error_factor(row.contender)
+                )
                 progress.step(f"{row.contender}: warming up")
                 row.calls = session.warm_up()
                 sessions[row.contender] = session
@@ -90,7 +92,7 @@ def compare(
     return rows
 
 
-def _factor(contender: str) -> float:
+def error_factor(contender: str) -> float:
     """fastres is held to the rule; of a peer it is asked whether it computes the same function in this dtype.
 
     How accurately is the peer's own affair, and in the record.

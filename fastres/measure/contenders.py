@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import optimize
+from .. import capture, optimize
 from ..backends import registry
 from .workload import Workload
 
@@ -36,7 +36,6 @@ class Contender:
     """
 
     name: str
-    what: str
     build: Build
     needs: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -52,6 +51,11 @@ class Contender:
         if workload.dtype not in self.dtypes:
             return f"set up for {' and '.join(str(d).removeprefix('torch.') for d in self.dtypes)} only"
         return None
+
+
+def use_best_settings() -> None:
+    """PyTorch's own, for this whole process: cuDNN times its algorithms and keeps the fastest."""
+    torch.backends.cudnn.benchmark = True
 
 
 def channels_last(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
@@ -86,27 +90,17 @@ def _compile(freezing: bool = False, **options: Any) -> Build:
     return build
 
 
-def captured(forward: Forward, device: torch.device) -> Forward:
-    """`forward` as a CUDA graph: no time of the host's. Its output is overwritten by the next call."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # lazy initialisation, tuning and folding happen outside the capture
-            forward()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = forward()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return y
-
-    return replay
+def _fastres_graph(model: nn.Module, x: Tensor) -> Forward:
+    return _graph(*channels_last(optimize(model), x))
 
 
-def _graph_of(build: Build) -> Build:
-    return lambda model, x: captured(build(model, x), x.device)
+def _eager_graph(model: nn.Module, x: Tensor) -> Forward:
+    return _graph(*channels_last(model, x))
+
+
+def _graph(model: nn.Module, x: Tensor) -> Forward:
+    replay = capture(model, x)
+    return lambda: replay(x)
 
 
 def _onnx(model: nn.Module, x: Tensor, path: Path) -> None:
@@ -148,16 +142,16 @@ def _openvino(model: nn.Module, x: Tensor) -> Forward:
 
 _CPU_RUNTIME: dict[str, Any] = {"devices": ("cpu",), "dtypes": (torch.float32,), "sees_tensors": False}
 _ALL = (
-    Contender(FASTRES, "fastres, backends chosen by itself or by --backend", _fastres(None)),
-    Contender("eager", "torchvision, NCHW", _eager),
-    Contender("eager-channels-last", "torchvision, channels_last", _eager_channels_last),
-    Contender("compile", "torch.compile, channels_last", _compile()),
-    Contender("compile-freezing", "torch.compile with constant weights", _compile(freezing=True)),
-    Contender("compile-max-autotune", "torch.compile that tunes", _compile(mode="max-autotune")),
-    Contender("fastres-graph", "fastres in a CUDA graph", _graph_of(_fastres(None)), devices=("cuda",)),
-    Contender("eager-graph", "channels_last in a CUDA graph", _graph_of(_eager_channels_last), devices=("cuda",)),
-    Contender("onnxruntime", "ONNX Runtime", _onnxruntime, ("onnx", "onnxruntime"), **_CPU_RUNTIME),
-    Contender("openvino", "OpenVINO", _openvino, ("onnx", "openvino"), **_CPU_RUNTIME),
+    Contender(FASTRES, _fastres(None)),
+    Contender("eager", _eager),
+    Contender("eager-channels-last", _eager_channels_last),
+    Contender("compile", _compile()),
+    Contender("compile-freezing", _compile(freezing=True)),
+    Contender("compile-max-autotune", _compile(mode="max-autotune")),
+    Contender("fastres-graph", _fastres_graph, devices=("cuda",)),
+    Contender("eager-graph", _eager_graph, devices=("cuda",)),
+    Contender("onnxruntime", _onnxruntime, ("onnx", "onnxruntime"), **_CPU_RUNTIME),
+    Contender("openvino", _openvino, ("onnx", "openvino"), **_CPU_RUNTIME),
 )
 _BY_NAME = {contender.name: contender for contender in _ALL}
 NAMES = tuple(_BY_NAME)
@@ -170,10 +164,10 @@ def get(name: str) -> Contender:
     prefix, colon, rest = name.partition(":")
     if colon and prefix == FASTRES:
         registry.check_name(rest)
-        return Contender(name, f"fastres on backend {rest}", _fastres(rest))
+        return Contender(name, _fastres(rest))
     if colon:
         try:
-            return Contender(name, "your own", getattr(importlib.import_module(prefix), rest))
+            return Contender(name, getattr(importlib.import_module(prefix), rest))
         except (ImportError, AttributeError) as error:
             raise ValueError(f"contender {name!r} cannot be imported: {error}") from error
     raise ValueError(

@@ -41,7 +41,7 @@ def record(
         "kind": kind,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment(),
-        "settings": settings,
+        "settings": {**settings, "conv_tf32": torch.backends.cudnn.allow_tf32},
         "ceilings": {dtype: asdict(c) for dtype, c in ceilings.items()},
         "rows": list(rows),
     }
@@ -110,8 +110,8 @@ def load(path: Path) -> dict[str, Any]:
 def tables(result: dict[str, Any], wide: bool = True) -> RenderableType:
     """The record for reading: its environment, and for models a table each, for layers one of all.
 
-    Ratios are against the first contender of a thing measured, round by round; brackets hold quartiles. What
-    is not `wide`, more than 120 columns, goes without rates and the fraction of the roofline.
+    Ratios are against the first contender of a thing measured, round by round; brackets hold quartiles.
+    "error" is in units of PyTorch's own. What is not `wide`, more than 115 columns, goes without rates and memory.
     """
     parts: list[RenderableType] = [Text(_heading(result))]
     groups = list(_groups(result["rows"]))
@@ -172,16 +172,18 @@ _COLUMNS: dict[str, Callable[[dict[str, Any], Summary, dict[str, Any]], str]] = 
     "TFLOP/s": lambda row, time, baseline: f"{row['flops'] / time.median / 1e12:.3g}",
     "GB/s": lambda row, time, baseline: f"{row['bytes'] / time.median / 1e9:.4g}",
     "roofline": lambda row, time, baseline: f"{row['roofline_seconds'] / time.median:.0%}",
+    "error": lambda row, time, baseline: _error(row["parity"]),
     "peak MB": lambda row, time, baseline: _megabytes(row["memory"].get("tensor_bytes")),
 }
 
 
-_WIDE = ("TFLOP/s", "GB/s", "roofline")
+_WIDE = ("TFLOP/s", "GB/s", "roofline", "peak MB")
 
 
 def _table(groups: Sequence[list[dict[str, Any]]], title: str, wide: bool) -> Table:
     """With a `title`, of one group; without, of several, which begin with what was measured."""
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    compact: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    table = Table(title=title or None, title_justify="left", title_style="bold", **compact)
     left_out = [*(() if wide else _WIDE), *(() if title else ("images/s", "peak MB"))]
     columns = {header: cell for header, cell in _COLUMNS.items() if header not in left_out}
     if not title:
@@ -200,7 +202,7 @@ def _table(groups: Sequence[list[dict[str, Any]]], title: str, wide: bool) -> Ta
 
 
 def _spread(summary: Summary, scale: float) -> str:
-    digits = 2 if summary.median * scale >= 0.1 else 4
+    digits = 4 if summary.median * scale < 0.1 else 2 if summary.median * scale < 100 else 1
     low, middle, high = (f"{scale * value:.{digits}f}" for value in (summary.q1, summary.median, summary.q3))
     return f"{middle} [{low} {high}]"
 
@@ -209,6 +211,10 @@ def _ratio(row: dict[str, Any], baseline: dict[str, Any]) -> str:
     if baseline["status"] != OK:
         return ""
     return "1" if row is baseline else _spread(speedup(baseline["samples"], row["samples"]), 1)
+
+
+def _error(parity: dict[str, Any] | None) -> str:
+    return f"{parity['error'] / parity['baseline_error']:.1f}" if parity and parity["baseline_error"] else ""
 
 
 def _megabytes(count: int | None) -> str:

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -21,7 +22,7 @@ from .timing import Call, timer_for, warm_up
 
 SAMPLES = 5
 COPY_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
+PRODUCT_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -101,26 +102,17 @@ _LAST_CONV: dict[type[nn.Module], str] = {BasicBlock: "conv2", Bottleneck: "conv
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measures `device`: the fastest of some copies and of some matrix products."""
-    rates = []
-    for forward, cost in (copy(device), product(device, dtype)):
-        rates.append((cost, _fastest(forward, device)))
-    (moved, copy_seconds), (computed, product_seconds) = rates
-    return Ceilings(computed.flops / product_seconds, moved.bytes / copy_seconds)
-
-
-def copy(device: torch.device) -> tuple[Call, Cost]:
-    """A copy far larger than caches."""
+    """Measures `device`: a copy far larger than its caches, and the faster of a large matrix product and the same as a
+    1x1 convolution, which need not come from one library."""
     source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return lambda: target.copy_(source), Cost(0, 2 * source.numel())
-
-
-def product(device: torch.device, dtype: torch.dtype) -> tuple[Call, Cost]:
-    """A square matrix product large enough for the library's best kernel."""
-    n = MATMUL_SIZE[device.type]
+    copy = _fastest(lambda: target.copy_(source), device)
+    n = PRODUCT_SIZE[device.type]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return lambda: a @ b, Cost(2 * n**3, 3 * n * n * dtype.itemsize)
+    x = a.view(n // 256, 16, 16, n).permute(0, 3, 1, 2)  # in channels_last
+    weight = b.view(n, n, 1, 1).contiguous(memory_format=torch.channels_last)
+    product = min(_fastest(lambda: a @ b, device), _fastest(lambda: F.conv2d(x, weight), device))
+    return Ceilings(2 * n**3 / product, 2 * source.numel() / copy)
 
 
 def _fastest(function: Call, device: torch.device) -> float:

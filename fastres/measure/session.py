@@ -23,6 +23,7 @@ class Session:
         self.contender = contenders.get(contender)
         self.device = material.workload.device
         self.calls = 0
+        contenders.use_best_settings()
         with torch.inference_mode():
             self.forward = self.contender.build(material.model(), material.x.to(self.device))
         self.timer = timer_for(self.device)

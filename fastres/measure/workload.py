@@ -10,7 +10,6 @@ import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchvision
@@ -58,12 +57,12 @@ class Material:
         return model.eval().requires_grad_(False).to(self.workload.device)
 
     def save(self, path: Path) -> None:
-        torch.save(vars(self), path)
+        torch.save({**vars(self), "workload": vars(self.workload)}, path)
 
     @classmethod
     def load(cls, path: Path) -> Material:
-        fields: dict[str, Any] = torch.load(path, weights_only=False)
-        return cls(**fields)
+        fields = torch.load(path, weights_only=True)
+        return cls(Workload(**fields.pop("workload")), **fields)
 
 
 def prepare(workload: Workload) -> Material:
