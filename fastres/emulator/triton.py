@@ -14,6 +14,10 @@ import torch
 
 from fastres.emulator.launch import Fresh, Module, load
 from fastres.emulator.report import Report
+from fastres.emulator.tensor_map import TensorMap
+
+# Triton orders mbarrier.init before TMA's first use of it by a block barrier alone; the PTX ISA asks for a fence too.
+_ACCEPTED = ("mbarrier-fence",)
 
 _POINTERS = {
     torch.float16: "*fp16",
@@ -39,6 +43,7 @@ class Compiled:
     threads: int
     shared: int
     arguments: tuple[int, ...]  # positions of the parameters that the PTX takes
+    descriptors: tuple[dict[str, Any], ...]  # how to encode each tensor descriptor; empty where TMA isn't used
 
 
 def run(
@@ -59,7 +64,8 @@ def run(
     Args:
         kernel: A ``@triton.jit`` function.
         grid: One to three extents.
-        *args: Its arguments in order: CPU tensors (or `Fresh`), ints, floats, bools, None.
+        *args: Its arguments in order: CPU tensors (or `Fresh`), Triton's ``TensorDescriptor`` of them, ints, floats,
+            bools, None.
         target: 80 or 90.
         num_warps: As in a Triton launch.
         num_stages: As in a Triton launch.
@@ -78,7 +84,7 @@ def run(
     """
     compiled, values = compile_for(kernel, args, constexprs, target=target, num_warps=num_warps, num_stages=num_stages)
     # Two more parameters: Triton's global and profiling scratch memory, unused by these kernels.
-    kept = [values[index] for index in compiled.arguments]
+    kept = _flatten([values[index] for index in compiled.arguments], compiled.descriptors)
     parameters = compiled.module.kernels[compiled.name].params
     kept += [0] * (len(parameters) - len(kept))
     return compiled.module.launch(
@@ -89,9 +95,30 @@ def run(
         shared=compiled.shared,
         seed=seed,
         strict=strict,
+        ignore=_ACCEPTED,
         resident=resident,
         trace=trace,
     )
+
+
+def _flatten(values: Sequence[Any], descriptors: Sequence[dict[str, Any]]) -> list[Any]:
+    """Kernel parameters: a tensor descriptor is its map (without TMA, its pointer), shape and strides."""
+    encodings = iter(descriptors)
+    flat: list[Any] = []
+    for value in values:
+        if not hasattr(value, "block_shape"):
+            flat.append(value)
+            continue
+        nan, extents = value.padding == "nan", [*value.shape, *value.strides]
+        if descriptors:
+            encoding = next(encodings)
+            view = value.base.as_strided(value.shape, value.strides)
+            span = 16 << encoding["swizzle"] if encoding["swizzle"] else 0
+            flat.append(TensorMap.tiled(view, encoding["block_size"], swizzle=span, fill_nan=nan))
+        else:
+            flat += [value.base, *extents, nan]
+        flat += extents
+    return flat
 
 
 def compile_for(
@@ -134,6 +161,9 @@ def _type_of(name: str, value: Any) -> tuple[str, bool]:
         if tensor.dtype not in _POINTERS:
             raise TypeError(f"{name} is a tensor of {tensor.dtype}, expected one of {', '.join(map(str, _POINTERS))}")
         return _POINTERS[tensor.dtype], tensor.data_ptr() % 16 == 0
+    if hasattr(value, "block_shape"):
+        element, _ = _type_of(name, value.base)
+        return f"tensordesc<{element[1:]}{list(value.block_shape)}>", False
     if isinstance(value, bool):
         return "i1", False
     if isinstance(value, int):
@@ -174,4 +204,5 @@ def _compile(
         threads=32 * built.metadata.num_warps,
         shared=built.metadata.shared,
         arguments=tuple(index for index, (_, kind) in enumerate(signature) if kind != "constexpr"),
+        descriptors=tuple(built.metadata.tensordesc_meta or ()),
     )
