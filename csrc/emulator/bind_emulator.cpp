@@ -79,7 +79,8 @@ using RegionTuple = std::tuple<std::string, uint64_t, uint64_t, bool>;
 // (report, the finding that ended the launch or None)
 py::tuple launch(const Program& program, const std::string& name, Extent grid, Extent block, Extent cluster,
                  const py::bytes& params, const std::vector<RegionTuple>& tensors, uint32_t shared, uint64_t seed,
-                 bool strict, uint32_t resident, uint64_t limit, const py::object& trace) {
+                 bool strict, const std::vector<std::string>& ignore, uint32_t resident, uint64_t limit,
+                 const py::object& trace) {
   Launch how;
   how.grid = grid;
   how.block = block;
@@ -89,6 +90,7 @@ py::tuple launch(const Program& program, const std::string& name, Extent grid, E
   how.params.assign(bytes.begin(), bytes.end());
   how.seed = seed;
   how.strict = strict;
+  how.ignore = ignore;
   how.resident = resident;
   how.limit = limit;
   if (!trace.is_none()) {
@@ -123,8 +125,8 @@ void bind_emulator(py::module_& parent) {
       .def(py::init<const std::string&>(), py::arg("ptx"), py::call_guard<py::gil_scoped_release>())
       .def("kernels", &describe_kernels)
       .def("launch", &launch, py::arg("name"), py::arg("grid"), py::arg("block"), py::arg("cluster"), py::arg("params"),
-           py::arg("regions"), py::arg("shared"), py::arg("seed"), py::arg("strict"), py::arg("resident"),
-           py::arg("limit"), py::arg("trace"));
+           py::arg("regions"), py::arg("shared"), py::arg("seed"), py::arg("strict"), py::arg("ignore"),
+           py::arg("resident"), py::arg("limit"), py::arg("trace"));
 }
 
 }  // namespace fastres::emulator

@@ -1,9 +1,11 @@
-// Race detection between blocks over global memory.
+// Race detection over global memory, between blocks and between the warps of one.
 //
 // Blocks of a launch run in any order, so one may use what another wrote, or write what another uses, only across
 // atomics: the writer fences (membar.gl, fence of gpu scope) and then writes a flag with a strong operation; the reader
 // reads the flag with a strong operation and then fences. Knowledge is kept block by block: what a block wrote after
 // its release counts as released too, so some races are missed and none is made up.
+//
+// Warps of one block are ordered by its barriers, as over shared memory. Of several readers the last is remembered.
 #pragma once
 
 #include <array>
@@ -13,6 +15,8 @@
 #include <string>
 #include <unordered_map>
 #include <vector>
+
+#include "emulator/vector_clock.h"
 
 namespace fastres::emulator {
 
@@ -25,14 +29,22 @@ struct FenceState {
   Blocks read;          // what the flags that it read have released, until a fence makes it the block's knowledge
 };
 
+// Who accesses, and what it knows.
+struct GlobalActor {
+  uint64_t block;
+  bool strong;          // an atomic, volatile, relaxed, acquire or release operation
+  const Blocks& known;  // blocks whose writes the actor's block has acquired
+  Epoch at;
+  const VectorClock* clock;  // null: an asynchronous copy, whose order within the block is checked elsewhere
+};
+
 class GlobalOrder {
  public:
   explicit GlobalOrder(uint64_t bytes) : pages_((bytes + kPage - 1) / kPage) {}
 
-  // What the block conflicts with in accessing these bytes (aligned, at most 32): "" or words like "written by block
-  // 3". `known` are the blocks whose writes it has acquired.
-  std::string read(uint64_t offset, uint32_t bytes, uint64_t block, bool strong, const Blocks& known);
-  std::string write(uint64_t offset, uint32_t bytes, uint64_t block, bool strong, const Blocks& known);
+  // What the actor conflicts with in accessing these bytes (within one page): "" or words like "written by block 3".
+  std::string read(uint64_t offset, uint32_t bytes, const GlobalActor& actor);
+  std::string write(uint64_t offset, uint32_t bytes, const GlobalActor& actor);
 
   // A strong write by a block that knows `known`, released by a fence or by its own semantics.
   void release(uint64_t offset, uint64_t block, const Blocks& known);
@@ -44,11 +56,13 @@ class GlobalOrder {
   struct Page {
     std::array<uint32_t, kPage> writer{}, reader{};  // block + 1
     std::array<bool, kPage> strong{};                // the last write was a strong one
+    std::array<Epoch, kPage> written{}, read{};      // by which warp and when; time 0: not known
   };
   std::vector<std::unique_ptr<Page>> pages_;
   std::unordered_map<uint64_t, Blocks> flags_;
 
   Page& page(uint64_t offset);
+  static std::string against_write(const Page& page, uint64_t i, const GlobalActor& actor);
 };
 
 }  // namespace fastres::emulator

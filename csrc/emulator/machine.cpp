@@ -236,6 +236,7 @@ void Machine::locate(Finding& finding, const Warp& warp, const Instruction& inst
 }
 
 void Machine::fault(Finding finding, const Warp& warp, const Instruction& instruction, int lane) {
+  if (std::find(launch.ignore.begin(), launch.ignore.end(), finding.kind) != launch.ignore.end()) return;
   for (Finding& known : report.findings) {
     if (known.kind == finding.kind && known.ptx_line == instruction.source->line) {
       known.count++;

@@ -142,6 +142,7 @@ struct Launch {
   std::vector<uint8_t> params;
   uint64_t seed = 0;
   bool strict = true;
+  std::vector<std::string> ignore;                // kinds of findings that don't count
   uint32_t resident = 4;                          // clusters at a time
   uint64_t limit = 20'000'000'000ull;             // warp instructions
   std::function<void(const std::string&)> trace;  // called with a line for every warp instruction, if set

@@ -239,10 +239,13 @@ void Memory::order(const Access& access, Known& known, uint64_t offset, const st
       to.insert(released->begin(), released->end());
     }
   }
+  const Timeline& timeline = block.async->of(access.warp).timeline;
+  const GlobalActor actor{block.id, strong, block.known, timeline.now(),
+                          access.proxy == Proxy::Async ? nullptr : &timeline.known().order};
   if (access.kind == AccessKind::Read) {
-    conflict = known.order.read(offset, access.bytes, block.id, strong, block.known);
+    conflict = known.order.read(offset, access.bytes, actor);
   } else {
-    conflict = known.order.write(offset, access.bytes, block.id, strong, block.known);
+    conflict = known.order.write(offset, access.bytes, actor);
     if (!strong) fence.fenced = false;
     if (strong && (fence.fenced || ordering == kRelease || ordering == kAcquireRelease)) {
       known.order.release(offset, block.id, block.known);
@@ -252,7 +255,7 @@ void Memory::order(const Access& access, Known& known, uint64_t offset, const st
   fault(access, "race",
         std::to_string(access.bytes) + "-byte " + verb(access.kind) + " of global memory at " + hex(access.address) +
             where + ", " + conflict + " in this launch",
-        "blocks that share no byte, or a fence and an atomic flag between them");
+        "no sharing, or a barrier between warps, or fences and an atomic flag between blocks");
 }
 
 uint8_t* Memory::local(const Access& access) {

@@ -79,7 +79,8 @@ Step run_multiply(Warp& w, const Instruction& i, Mask mask) {
     report(w, i, 0, "wgmma", "the block's last warpgroup is not whole", "a multiple of 128 threads");
   }
   const uint32_t group = state.groups + 1;
-  const std::string fence = state.wgmma.take(w.block.machine.kernel.watch.entries.at(w.group().pc).registers, group);
+  const std::string fence =
+      state.wgmma.take(w.block.machine.kernel.watch.entries.at(w.group().pc).registers, m.d.size(), group);
   if (!fence.empty()) {
     report(w, i, 0, "wgmma-fence", fence, "wgmma.fence before the first wgmma and after any access to its registers");
   }

@@ -47,11 +47,12 @@ bool is_copy(const ptx::Statement& statement) {
 
 }  // namespace
 
-std::string WgmmaRegisters::take(const std::vector<uint32_t>& registers, uint32_t group) {
+std::string WgmmaRegisters::take(const std::vector<uint32_t>& registers, size_t accumulators, uint32_t group) {
   bool touched = false;
-  for (const uint32_t r : registers) {
-    touched |= states_[r].touched;
-    states_[r].group = group;
+  for (size_t i = 0; i < registers.size(); ++i) {
+    State& state = states_[registers[i]];
+    touched |= state.touched;
+    if (i < accumulators) state.group = group;
   }
   return touched ? "registers of this wgmma were accessed after the last wgmma.fence, or there was none" : "";
 }

@@ -100,6 +100,7 @@ class Module:
         memory: Iterable[torch.Tensor | Fresh] = (),
         seed: int = 0,
         strict: bool = True,
+        ignore: Iterable[str] = (),
         resident: int = 4,
         limit: int = _LIMIT,
         trace: Callable[[str], None] | None = None,
@@ -117,6 +118,7 @@ class Module:
             memory: Further tensors that the kernel may use: those whose addresses are inside a bytes argument.
             seed: Chooses the interleaving of warps and blocks, and when asynchronous work happens.
             strict: Raise at the first finding; else collect findings in the report and go on.
+            ignore: Kinds of findings that don't count.
             resident: Clusters (blocks, without clusters) that run at a time.
             limit: Warp instructions after which the kernel counts as endless.
             trace: Called with one line of text for every instruction of a warp.
@@ -147,6 +149,7 @@ class Module:
                 shared,
                 seed,
                 strict,
+                list(ignore),
                 resident,
                 limit,
                 trace,

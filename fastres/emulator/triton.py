@@ -1,12 +1,16 @@
-"""Runs Triton kernels on CPU tensors: compiled ahead of time for a GPU, and the PTX emulated.
+"""Runs Triton kernels on CPU tensors: compiled as for a GPU, and the PTX emulated.
 
->>> report = fastres.emulator.triton.run(matmul, (4, 4), a, b, c, 256, 256, 256, BM=64, BN=64, target=80)
+>>> with fastres.emulator.triton.emulated(target=90) as reports:
+...     my_kernel[grid](x, y, n, BLOCK=128)  # CPU tensors; a report of each launch
+
+Triton itself sees a driver whose device has that compute capability, so what runs is what a launch on such a GPU would
+compile: specialised on its arguments, tensor descriptors and all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -14,31 +18,13 @@ import torch
 
 from fastres.emulator.launch import Fresh, Module, load
 from fastres.emulator.report import Report
+from fastres.emulator.tensor_map import TensorMap
 
-_POINTERS = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int8: "*i8",
-    torch.uint8: "*u8",
-    torch.int16: "*i16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-    torch.bool: "*i1",
-}
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A Triton kernel compiled for one signature: its PTX as a module, and how to launch it."""
-
-    module: Module
-    name: str
-    ptx: str
-    threads: int
-    shared: int
-    arguments: tuple[int, ...]  # positions of the parameters that the PTX takes
+# Shared memory that a block may use, and multiprocessors of the GPU stood in for: A100 and H100 SXM.
+_DEVICES = {80: (163 * 1024, 108), 90: (227 * 1024, 132)}
+# Triton orders mbarrier.init before TMA's first use of it by a block barrier alone; the PTX ISA asks for a fence too.
+_ACCEPTED = ("mbarrier-fence",)
+_SWIZZLES = (0, 32, 64, 128)  # by the number in a compiled kernel's metadata, which is CUtensorMapSwizzle
 
 
 def run(
@@ -54,13 +40,13 @@ def run(
     trace: Callable[[str], None] | None = None,
     **constexprs: Any,
 ) -> Report:
-    """Compiles ``kernel`` as Triton would for a GPU of capability ``target``, and runs it on CPU tensors.
+    """One launch of ``kernel`` on CPU tensors.
 
     Args:
         kernel: A ``@triton.jit`` function.
         grid: One to three extents.
-        *args: Its arguments in order: CPU tensors (or `Fresh`), ints, floats, bools, None.
-        target: 80 or 90.
+        *args: Its arguments in order: CPU tensors (or `Fresh`), tensor descriptors, ints, floats, bools, None.
+        target: Compute capability to compile for: 80 or 90.
         num_warps: As in a Triton launch.
         num_stages: As in a Triton launch.
         seed: As for `Module.launch`.
@@ -73,105 +59,146 @@ def run(
         The launch's report.
 
     Raises:
+        ValueError: The target is neither 80 nor 90.
         TypeError: An argument is missing or of a type that a kernel can't take.
         Fault: As `Module.launch`.
     """
-    compiled, values = compile_for(kernel, args, constexprs, target=target, num_warps=num_warps, num_stages=num_stages)
-    # Two more parameters: Triton's global and profiling scratch memory, unused by these kernels.
-    kept = [values[index] for index in compiled.arguments]
-    parameters = compiled.module.kernels[compiled.name].params
-    kept += [0] * (len(parameters) - len(kept))
-    return compiled.module.launch(
-        compiled.name,
-        grid,
-        (compiled.threads,),
-        kept,
-        shared=compiled.shared,
-        seed=seed,
-        strict=strict,
-        resident=resident,
-        trace=trace,
-    )
+    fresh = [argument.tensor for argument in args if isinstance(argument, Fresh)]
+    plain = [argument.tensor if isinstance(argument, Fresh) else argument for argument in args]
+    with emulated(target, seed=seed, strict=strict, resident=resident, trace=trace, fresh=fresh) as reports:
+        kernel[tuple(grid)](*plain, num_warps=num_warps, num_stages=num_stages, **constexprs)
+    return reports[-1]
 
 
-def compile_for(
-    kernel: Any, args: Sequence[Any], constexprs: dict[str, Any], *, target: int, num_warps: int, num_stages: int
-) -> tuple[Compiled, list[Any]]:
-    """Compiles for these arguments; the second result is every argument by position.
+@contextmanager
+def emulated(
+    target: int = 80,
+    *,
+    seed: int = 0,
+    strict: bool = True,
+    resident: int = 4,
+    trace: Callable[[str], None] | None = None,
+    fresh: Iterable[torch.Tensor] = (),
+    multiprocessors: int | None = None,
+) -> Iterator[list[Report]]:
+    """Within it, every launch of a Triton kernel takes CPU tensors and is emulated.
+
+    Args:
+        target: Compute capability to compile for: 80 or 90.
+        seed: As for `Module.launch`.
+        strict: As for `Module.launch`.
+        resident: As for `Module.launch`.
+        trace: As for `Module.launch`.
+        fresh: Tensors whose bytes count as never written.
+        multiprocessors: What kernels are told of the device; that of an A100 or H100 if None.
+
+    Yields:
+        A list to which each launch appends its report.
 
     Raises:
-        TypeError: An argument is missing or of a type that a kernel can't take.
+        ValueError: The target is neither 80 nor 90.
     """
-    names = list(kernel.arg_names)
-    if len(args) > len(names):
-        raise TypeError(f"{kernel.__name__} takes {len(names)} arguments, got {len(args)}")
-    bound = dict(zip(names, args, strict=False)) | constexprs
-    if missing := [name for name in names if name not in bound]:
-        raise TypeError(f"{kernel.__name__} lacks arguments {', '.join(missing)}")
-    if unknown := [name for name in bound if name not in names]:
-        raise TypeError(f"{kernel.__name__} has no parameters {', '.join(unknown)}")
-    fixed = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-    signature, constants, divisible = [], [], []
-    for index, name in enumerate(names):
-        value = bound[name]
-        # As Triton's own launcher specialises: None and integers equal to 1 are constants.
-        if name in fixed or value is None or (type(value) is int and value == 1):
-            signature.append((name, "constexpr"))
-            constants.append((name, value))
-            continue
-        kind, is_divisible = _type_of(name, value)
-        signature.append((name, kind))
-        if is_divisible:
-            divisible.append(index)
-    compiled = _compile(kernel, tuple(signature), tuple(constants), tuple(divisible), target, num_warps, num_stages)
-    return compiled, [bound[name] for name in names]
+    from triton.runtime import driver
+
+    if target not in _DEVICES:
+        raise ValueError(f"target is {target!r}, expected one of {', '.join(map(str, _DEVICES))}")
+    options = {"seed": seed, "strict": strict, "resident": resident, "trace": trace}
+    addresses = frozenset(tensor.data_ptr() for tensor in fresh)
+    standing_in = _Driver(target, multiprocessors or _DEVICES[target][1], addresses, options)
+    before = driver._active
+    driver.set_active(standing_in)
+    try:
+        yield standing_in.reports
+    finally:
+        driver._active = before
 
 
-def _type_of(name: str, value: Any) -> tuple[str, bool]:
-    """Triton's type of an argument, and whether it is known to be a multiple of 16."""
-    tensor = value.tensor if isinstance(value, Fresh) else value
-    if isinstance(tensor, torch.Tensor):
-        if tensor.dtype not in _POINTERS:
-            raise TypeError(f"{name} is a tensor of {tensor.dtype}, expected one of {', '.join(map(str, _POINTERS))}")
-        return _POINTERS[tensor.dtype], tensor.data_ptr() % 16 == 0
-    if isinstance(value, bool):
-        return "i1", False
-    if isinstance(value, int):
-        return "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
-    if isinstance(value, float):
-        return "fp32", False
-    raise TypeError(f"{name} is a {type(value).__name__}, expected a tensor, an int, a float or a bool")
+class _Driver:
+    """What Triton asks of a GPU's driver, and launches that go to the emulator."""
+
+    def __init__(self, target: int, multiprocessors: int, fresh: frozenset[int], options: dict[str, Any]) -> None:
+        self.target = target
+        self.multiprocessors = multiprocessors
+        self.fresh = fresh
+        self.options = options
+        self.reports: list[Report] = []
+        self.utils = self
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.target, 32)
+
+    def get_current_device(self) -> tuple[str, int]:
+        return "emulator", self.target  # Triton keeps compiled kernels by device
+
+    def get_current_stream(self, device: object) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_properties(self, device: object) -> dict[str, int]:
+        return {"max_shared_mem": _DEVICES[self.target][0], "multiprocessor_count": self.multiprocessors}
+
+    def load_binary(self, name: str, cubin: bytes, shared: int, device: object) -> tuple[None, int, int, int, int]:
+        return None, 1, 0, 0, 1024  # module, function, registers, spills, most threads of a block
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        """A compiled kernel's launcher. Triton keeps it, so it asks for the driver that is active when it is called."""
+
+        def launch(x: int, y: int, z: int, *rest: Any) -> None:
+            from triton.runtime import driver
+
+            arguments = rest[6:]  # after stream, function, metadata twice, and two hooks
+            driver.active.emulate(source, metadata, (x, y, z), arguments)
+
+        return launch
+
+    def emulate(self, source: Any, metadata: Any, grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
+        if 0 in grid:
+            return
+        kept = source.fn.device_caches[self.get_current_device()][0].values()
+        (ptx,) = {compiled.asm["ptx"] for compiled in kept if compiled.metadata is metadata}
+        module = _module(ptx)
+        kernel = module.kernels[metadata.name]
+        values: list[Any] = []
+        descriptors = iter(getattr(metadata, "tensordesc_meta", None) or ())
+        for argument, kind in zip(arguments, source.signature.values(), strict=True):
+            if kind == "constexpr":
+                continue
+            if kind.startswith("tensordesc"):
+                values += _descriptor(argument, next(descriptors, None))
+            else:
+                values.append(float(argument) if kind == "fp32" else argument)
+        values = [Fresh(v) if isinstance(v, torch.Tensor) and v.data_ptr() in self.fresh else v for v in values]
+        blocks = grid[0] * grid[1] * grid[2] * metadata.num_ctas
+        for size in (metadata.global_scratch_size, metadata.profile_scratch_size):
+            values.append(Fresh(torch.empty(size * blocks, dtype=torch.uint8)) if size else 0)
+        report = module.launch(
+            kernel.name,
+            (grid[0] * metadata.num_ctas, *grid[1:]),
+            kernel.block or (32 * metadata.num_warps,),
+            values,
+            shared=metadata.shared,
+            cluster=(metadata.num_ctas,),
+            ignore=_ACCEPTED,
+            **self.options,
+        )
+        self.reports.append(report)
+
+
+def _descriptor(descriptor: Any, made: dict[str, Any] | None) -> list[Any]:
+    """A ``TensorDescriptor`` as the parameters it becomes: a tensor map on sm_90, a pointer below, and its geometry."""
+    geometry = [*descriptor.shape, *descriptor.strides]
+    fill_nan = descriptor.padding == "nan"
+    if made is None:
+        return [descriptor.base, *geometry, fill_nan, *geometry]
+    view = descriptor.base.as_strided(descriptor.shape, descriptor.strides)
+    tensor_map = TensorMap.tiled(view, made["block_size"], swizzle=_SWIZZLES[made["swizzle"]], fill_nan=fill_nan)
+    return [tensor_map, *geometry]
 
 
 @lru_cache(maxsize=256)
-def _compile(
-    kernel: Any,
-    signature: tuple[tuple[str, str], ...],
-    constants: tuple[tuple[str, Any], ...],
-    divisible: tuple[int, ...],
-    target: int,
-    num_warps: int,
-    num_stages: int,
-) -> Compiled:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = [name for name, _ in signature]
-    source = ASTSource(
-        kernel,
-        dict(signature),
-        {(names.index(name),): value for name, value in constants},
-        {(index,): [["tt.divisibility", 16]] for index in divisible},
-    )
-    options = {"num_warps": num_warps, "num_stages": num_stages}
-    built = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
-    ptx = built.asm["ptx"]
-    return Compiled(
-        module=load(ptx),
-        name=built.metadata.name,
-        ptx=ptx,
-        threads=32 * built.metadata.num_warps,
-        shared=built.metadata.shared,
-        arguments=tuple(index for index, (_, kind) in enumerate(signature) if kind != "constexpr"),
-    )
+def _module(ptx: str) -> Module:
+    return load(ptx)

@@ -213,6 +213,26 @@ def test_handoff_between_blocks(seed: int) -> None:
     assert caught(overlap, *tensors(), grid=2, seed=seed) == "race"
 
 
+def test_warps_share_global_memory_only_across_a_barrier() -> None:
+    body = """
+  xor.b32 %r0, %tid, 32;
+  mul.wide.u32 %rd0, %tid, 4;
+  mul.wide.u32 %rd1, %r0, 4;
+  add.u64 %rd0, %rd0, %x;
+  add.u64 %rd1, %rd1, %x;
+  st.global.b32 [%rd0], %tid;
+  bar.sync 0; // full
+  ld.global.b32 %r1, [%rd1];
+  bar.sync 0; // empty
+  st.global.b32 [%rd0], %r1;"""
+    for seed in SEEDS:
+        x = torch.zeros(64, dtype=torch.int32)
+        launch(body, x, threads=64, seed=seed)
+        assert x.tolist() == [lane ^ 32 for lane in range(64)]
+        assert caught(mutate(body, "bar.sync 0; // full", ""), x, threads=64, seed=seed) == "race"
+        assert caught(mutate(body, "bar.sync 0; // empty", ""), x, threads=64, seed=seed) == "race"
+
+
 ALONE = {
     "trap": ("trap;", "trap"),
     "endless": ("LOOP: bra LOOP;", "endless"),
