@@ -80,8 +80,14 @@ void AsyncState::finish() {
     while (!transfer->finished) transfer->advance(block.machine);
   }
   check_barriers_left();
+  check_remote_uses();
   check_bulk_left();
   check_register_counts();
+}
+
+bool AsyncState::known_by_some_warp(Epoch epoch) const {
+  return std::any_of(warps_.begin(), warps_.end(),
+                     [&](const WarpState& warp) { return warp.timeline.known().order.covers(epoch); });
 }
 
 void AsyncState::check_barriers_left() {
@@ -100,6 +106,17 @@ void AsyncState::check_barriers_left() {
                  " of the mbarrier at " + hex(offset),
              "a wait for every copy into shared memory", offset);
     }
+  }
+}
+
+// A block that ends without having heard of an access from outside might have ended before it.
+void AsyncState::check_remote_uses() {
+  for (const auto& [agent, use] : remote) {
+    if (known_by_some_warp(use.at)) continue;
+    report(*use.warp, *use.instruction, -1, "lifetime",
+           "block " + std::to_string(block.rank) +
+               " of the cluster may have ended before this access to its shared memory",
+           "a cluster barrier, or a wait of that block, between the access and its end");
   }
 }
 
@@ -157,12 +174,18 @@ SharedPlace shared_place(Warp& w, const Instruction& i, int lane, Space space, u
   if (offset % align != 0) {
     return fail("misaligned", "shared memory address " + hex(offset), "a multiple of " + std::to_string(align));
   }
-  if (owner != &w.block && owner->done()) {
-    return fail("lifetime",
-                "shared memory of block " + std::to_string(owner->rank) + " of the cluster, which has ended",
-                "a cluster barrier before a block ends that others still access");
-  }
+  note_remote_use(w, i, lane, *owner);
   return {owner, static_cast<uint32_t>(offset)};
+}
+
+void note_remote_use(Warp& w, const Instruction& i, int lane, Block& owner) {
+  if (&owner == &w.block) return;
+  const Epoch now = w.block.async->of(w).timeline.now();
+  owner.async->remote[now.agent] = {now, &w, &i};
+  if (!owner.done()) return;
+  report(w, i, lane, "lifetime",
+         "shared memory of block " + std::to_string(owner.rank) + " of the cluster, which has ended",
+         "a cluster barrier before a block ends that others still access");
 }
 
 BarrierCell* barrier_at(Warp& w, const Instruction& i, int lane, const SharedPlace& place, bool by_async) {
@@ -218,6 +241,7 @@ void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, c
 }
 
 void note_shared_access(const Access& access, Block& owner, uint32_t offset) {
+  note_remote_use(access.warp, access.instruction, access.lane, owner);
   Timeline& timeline = access.warp.block.async->of(access.warp).timeline;
   const bool atomic = access.kind == AccessKind::ReadWrite;
   const SharedAccess how{timeline.now(), access.proxy, atomic};

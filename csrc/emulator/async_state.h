@@ -54,6 +54,13 @@ struct BulkThread {
   size_t waited = 0;                                              // groups that a wait covered
 };
 
+// The last access of a warp of another block to this block's shared memory.
+struct RemoteUse {
+  Epoch at;
+  Warp* warp = nullptr;
+  const Instruction* instruction = nullptr;
+};
+
 struct WarpState {
   Timeline timeline;
   Agent made = 0;  // agent of the warp's mbarrier.inits
@@ -98,6 +105,7 @@ class AsyncState {
   Block& block;
   SharedOrder order;
   std::map<uint32_t, BarrierCell> barriers;  // by offset in shared memory
+  std::map<Agent, RemoteUse> remote;
   uint32_t free_registers = 0;
 
  private:
@@ -108,7 +116,9 @@ class AsyncState {
   ClusterBarrier cluster_barrier_;
   Agent agents_ = 0;  // handed out in the cluster, by its first block
 
+  bool known_by_some_warp(Epoch epoch) const;
   void check_barriers_left();
+  void check_remote_uses();
   void check_bulk_left();
   void check_register_counts();
 };
@@ -126,6 +136,9 @@ SharedPlace shared_place(Warp& w, const Instruction& i, int lane, Space space, u
 // The live mbarrier there, whose initialisation the warp knows of; null after a finding. `by_async` asks for the init
 // to be fenced too: a copy will complete on it.
 BarrierCell* barrier_at(Warp& w, const Instruction& i, int lane, const SharedPlace& place, bool by_async);
+
+// Remembers an access of `owner`'s shared memory, if it is another block's, and reports one that comes too late.
+void note_remote_use(Warp& w, const Instruction& i, int lane, Block& owner);
 
 void report(Warp& w, const Instruction& i, int lane, const char* kind, std::string message, std::string expected,
             uint64_t address = 0);
