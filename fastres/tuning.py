@@ -148,7 +148,7 @@ def candidates(problem: Problem, numbers: str, arch: int) -> Iterator[Tile]:
 def _bytes(problem: Problem, m: int, n: int, k: int, stages: int, numbers: str, arch: int) -> int:
     """Shared memory of a tile, about: the pipeline's operands, and residual and output where they move by TMA."""
     size = 2 if numbers in ("bfloat16", "float16") else 4
-    written = 2 * m * n * size if problem.family == "gemm" and arch >= 90 else 0
+    written = 2 * m * n * size if problem.family == "gemm" and 90 <= arch < 120 else 0
     return (m + n) * k * size * stages + written + 1024
 
 

@@ -2,7 +2,7 @@
 
     x [M, K]   w [N, K]   bias [N]   residual, y [M, N]      all row-major and dense
 
-On Hopper and later, tiles come and go by tensor descriptor (TMA), whose hardware bounds the edges, and the kernel is
+On Hopper and sm_100, tiles come and go by tensor descriptor (TMA), whose hardware bounds the edges, and the kernel is
 persistent: one program a multiprocessor walks over the output's tiles in grouped order, the two loops flattened into
 one so that the loads of the next tile start under the epilogue of this one. Elsewhere, or where a row is not a
 multiple of 16 bytes, tiles move by pointer and a program has one tile: Triton pipelines no pointer loads in a
@@ -84,6 +84,14 @@ def gemm_kernel(
             tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
+def takes_descriptors(arch: int, numbers: str) -> bool:
+    """Whether tiles move by TMA: on Hopper and data-centre Blackwell, whose matrix units read shared memory.
+
+    Exact float32 and sm_120 multiply from registers; there, tiles of this size spill when they come by descriptor.
+    """
+    return 90 <= arch < 120 and numbers != "float32"
+
+
 def gemm(
     x: Tensor,
     w: Tensor,
@@ -104,8 +112,7 @@ def gemm(
     columns = y.numel() // rows
     depth = x.numel() // rows
     if descriptors is None:
-        # Exact float32 has no tensor cores: operands that come through shared memory only take registers, and spill.
-        descriptors = architecture(x.device) >= 90 and numbers != "float32"
+        descriptors = takes_descriptors(architecture(x.device), numbers)
     tensors = (x, w, y) if residual is None else (x, w, y, residual)
     pitch = min(depth, columns) | depth | columns  # its lowest set bit divides both row lengths
     descriptors = (
