@@ -48,9 +48,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The state in a checkpoint of `save`, on the CPU. Raises TrainingError, with the reason, for anything else."""
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
     except OSError as error:
         raise TrainingError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    try:
+        state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         raise TrainingError(f"{path} is not a checkpoint: {type(error).__name__}: {_first_line(error)}") from error
     if not isinstance(state, dict) or any(key not in state for key in _KEYS):

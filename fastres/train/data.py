@@ -155,7 +155,11 @@ class Files:
             for picked, seed in zip(order, seeds, strict=True)
         ]
         for batch in torch.utils.data.DataLoader(
-            _Seeded(self.folder), batch_sampler=keys, num_workers=self.workers, collate_fn=_collate
+            _Seeded(self.folder),
+            batch_sampler=keys,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            generator=torch.Generator(),  # or it would draw from the global one
         ):
             if isinstance(batch, str):
                 raise TrainingError(batch)
