@@ -48,6 +48,10 @@ py::dict build_info() {
 
 #ifdef FASTRES_CUDA
 
+using Pair = std::tuple<int, int>;
+using Triple = std::tuple<int, int, int>;
+using Quad = std::tuple<int, int, int, int>;
+
 template <class T = void>
 T* address(uintptr_t value) {
   return reinterpret_cast<T*>(value);
@@ -75,42 +79,38 @@ void bind_plan(py::module_& m) {
 }
 
 void bind_conv(py::module_& m) {
-  using Pair = std::tuple<int, int>;
-  py::class_<ConvOperand>(m, "ConvOperand", "x [N, H, W, C], weight [K, R, S, C / groups] with padded rows, geometry.")
-      .def(py::init([](uintptr_t x, uintptr_t weight, std::tuple<int, int, int> image, Pair kernel, Pair stride,
+  py::class_<ConvOperand>(m, "ConvOperand",
+                          "x [N, H, W, C], weight [K, R, S, C / groups] with padded rows, bias [K], and geometry.")
+      .def(py::init([](uintptr_t x, uintptr_t weight, uintptr_t bias, Triple image, Pair kernel, Pair stride,
                        Pair padding, Pair dilation, int weight_pitch) {
-             const auto [h, w, c] = image;
-             const auto [r, s] = kernel;
-             const auto [stride_h, stride_w] = stride;
-             const auto [pad_h, pad_w] = padding;
-             const auto [dilation_h, dilation_w] = dilation;
-             return ConvOperand{address(x), address(weight), h,     w,     c,          r,          s,
-                                stride_h,   stride_w,        pad_h, pad_w, dilation_h, dilation_w, weight_pitch};
+             ConvOperand o{};
+             o.x = address(x), o.weight = address(weight), o.bias = address<float>(bias);
+             std::tie(o.h, o.w, o.c) = image;
+             std::tie(o.r, o.s) = kernel;
+             std::tie(o.stride_h, o.stride_w) = stride;
+             std::tie(o.pad_h, o.pad_w) = padding;
+             std::tie(o.dilation_h, o.dilation_w) = dilation;
+             o.weight_pitch = weight_pitch;
+             return o;
            }),
-           py::arg("x"), py::arg("weight"), py::arg("image"), py::arg("kernel"), py::arg("stride"), py::arg("padding"),
-           py::arg("dilation"), py::arg("weight_pitch"));
+           py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("image"), py::arg("kernel"), py::arg("stride"),
+           py::arg("padding"), py::arg("dilation"), py::arg("weight_pitch"));
 
-  py::class_<ConvParams>(m, "ConvProblem", "act(conv(operand 0) [+ conv(operand 1)] + bias [+ residual]).")
-      .def(py::init([](const std::vector<ConvOperand>& operands, std::tuple<int, int, int, int> output, int groups,
-                       uintptr_t bias, uintptr_t residual, uintptr_t y, bool relu) {
+  py::class_<ConvParams>(m, "ConvProblem", "act(conv(operand 0) [+ conv(operand 1)] [+ residual]).")
+      .def(py::init([](const std::vector<ConvOperand>& operands, Quad output, int groups, uintptr_t residual,
+                       uintptr_t y, bool relu) {
              if (operands.empty() || operands.size() > 2) throw std::invalid_argument("operands: expected one or two");
-             const auto [n, p, q, k] = output;
-             return ConvParams{{operands.front(), operands.back()},
-                               static_cast<int>(operands.size()),
-                               n,
-                               p,
-                               q,
-                               k,
-                               groups,
-                               address<float>(bias),
-                               address(residual),
-                               address(y),
-                               nullptr,
-                               1,
-                               relu};
+             ConvParams params{};
+             std::copy(operands.begin(), operands.end(), params.operand);
+             params.operands = static_cast<int>(operands.size());
+             std::tie(params.n, params.p, params.q, params.k) = output;
+             params.groups = groups;
+             params.residual = address(residual), params.y = address(y);
+             params.relu = relu;
+             return params;
            }),
-           py::arg("operands"), py::arg("output"), py::arg("groups"), py::arg("bias"), py::arg("residual"),
-           py::arg("y"), py::arg("relu"));
+           py::arg("operands"), py::arg("output"), py::arg("groups"), py::arg("residual"), py::arg("y"),
+           py::arg("relu"));
 
   m.def(
       "conv_sm80_tile",
@@ -132,12 +132,11 @@ void bind_conv(py::module_& m) {
 }
 
 void bind_stem(py::module_& m) {
-  using Quad = std::tuple<int, int, int, int>;
   m.def(
       "stem_plan",
       [](DType dtype, bool uint8_input, uintptr_t x, Quad shape, std::array<int64_t, 4> strides, uintptr_t weight,
-         uintptr_t bias, uintptr_t y, std::tuple<int, int> conv, std::tuple<int, int> pooled, int filters,
-         std::array<float, 4> scale, std::array<float, 4> shift) {
+         uintptr_t bias, uintptr_t y, Pair conv, Pair pooled, int filters, std::array<float, 4> scale,
+         std::array<float, 4> shift) {
         StemParams params{};
         params.x = address(x), params.weight = address(weight), params.bias = address<float>(bias);
         params.y = address(y);
@@ -207,14 +206,14 @@ void bind_bn_act(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native code of fastres: CUDA kernel launchers and the PTX emulator.";
   m.def("build_info", &build_info, "What was built: compiler, cuda, cuda_missing, archs, kernels, emulator.");
+#ifdef FASTRES_EMULATOR
+  fastres::emulator::bind_emulator(m);
+  fastres::emulator::bind_pieces(m);
+#endif
 #ifdef FASTRES_CUDA
   bind_plan(m);
   bind_conv(m);
   bind_stem(m);
   bind_bn_act(m);
-#endif
-#ifdef FASTRES_EMULATOR
-  fastres::emulator::bind_emulator(m);
-  fastres::emulator::bind_pieces(m);
 #endif
 }

@@ -43,22 +43,22 @@ void append_conv_sm80_names(std::vector<KernelName>& names);
 
 // --- convolution -----------------------------------------------------------------------------------------------------
 
-// An input and the weights it meets. H, W, C: the input's size; R, S: the filter's.
+// An input and the weights and bias it meets. H, W, C: the input's size; R, S: the filter's.
 struct ConvOperand {
   const void* x;       // [N, H, W, C]
   const void* weight;  // [K, weight_pitch]: [K, R, S, C / groups], each filter's row padded with zeros
+  const float* bias;   // [K]
   int32_t h, w, c, r, s;
   int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int32_t weight_pitch;  // elements; a multiple of 16 bytes
 };
 
-// y = act(conv(operand 0) [+ conv(operand 1)] + bias [+ residual]). The second operand is the projection shortcut.
+// y = act(conv(operand 0) [+ conv(operand 1)] [+ residual]). The second operand is the projection shortcut.
 struct ConvParams {
   ConvOperand operand[2];
   int32_t operands;
   int32_t n, p, q, k, groups;  // y is [N, P, Q, K]
-  const float* bias;           // [K]
-  const void* residual;        // like y, or null
+  const void* residual;        // like y, or null; may be y
   void* y;
   float* partial;  // [splits, N * P * Q, K] where the sum over depth is split, else null
   int32_t splits;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 from functools import cache
@@ -62,3 +63,13 @@ def ptx(stem: str) -> str:
         why = why_missing() if module is None else module.build_info()["cuda_missing"]
         raise FileNotFoundError(f"no PTX of kernel {stem!r} in this build of fastres ({why or 'no such kernel'})")
     return path.read_text()
+
+
+@cache
+def kernel_hash() -> str:
+    """A hash of the sources of every CUDA kernel of this build, headers included.
+
+    Raises:
+        FileNotFoundError: This build was made without CUDA.
+    """
+    return hashlib.sha256((_PACKAGE / "ptx" / "sources.sha256").read_bytes()).hexdigest()[:16]

@@ -42,10 +42,14 @@ __device__ __forceinline__ void finish(const ConvParams& params, int64_t at, flo
   Chunk<T>::narrow(sum).store(static_cast<typename T::Bits*>(params.y) + at, count, aligned);
 }
 
+// The bias of `count` filters from `filter` on, both operands' together.
 template <int kCount>
-__device__ __forceinline__ void load_bias(const float* bias, float (&value)[kCount], int count) {
+__device__ __forceinline__ void load_bias(const ConvParams& params, int filter, float (&bias)[kCount], int count) {
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) value[i] = i < count ? __ldg(bias + i) : 0.f;
+  for (int i = 0; i < kCount; ++i) {
+    bias[i] = i < count ? __ldg(params.operand[0].bias + filter + i) : 0.f;
+    if (params.operands == 2 && i < count) bias[i] += __ldg(params.operand[1].bias + filter + i);
+  }
 }
 
 // Writes a warp's outputs. The accumulators go through shared memory, 16 rows at a time and in float32, so that a lane
@@ -61,7 +65,7 @@ __device__ void epilogue(const ConvParams& params, const Accumulators<C>& sums, 
   const int first = blockIdx.y * filters + filter + column;
   const bool aligned = filters % C::kVector == 0;
   float bias[C::kVector];
-  load_bias(params.bias + first, bias, params.partial == nullptr ? count : 0);
+  load_bias(params, first, bias, params.partial == nullptr ? count : 0);
 
 #pragma unroll
   for (int slice = 0; slice < Accumulators<C>::kRows; ++slice) {
@@ -158,7 +162,7 @@ __device__ __forceinline__ void reduce_splits(const ConvParams& params) {
   const int count = min(kVector, params.k - column);
   const bool aligned = params.k % kVector == 0;
   float sum[kVector];
-  load_bias(params.bias + column, sum, count);
+  load_bias(params, column, sum, count);
   for (int split = 0; split < params.splits; ++split) {
     const float* partial = params.partial + split * rows * params.k + at;
 #pragma unroll
@@ -304,8 +308,8 @@ void check(DType dtype, const ConvParams& params) {
             o.weight_pitch, "at least r * s * c / groups, a multiple of 16 bytes");
     require_address(o.x, element, "x");
     require_address(o.weight, 16, "weight");
+    require_address(o.bias, 4, "bias");
   }
-  require_address(params.bias, 4, "bias");
   require_address(params.y, 16, "y");
   if (params.residual != nullptr) require_address(params.residual, 16, "residual");
 }

@@ -81,16 +81,17 @@ struct Chunk {
 
   __device__ __forceinline__ float operator[](int i) const { return T::widen(element[i]); }
 
-  // The `count` elements at `from`, zeros after them. `aligned`: `from` is 16-byte aligned and count is 0 or all.
+  // The `count` elements at `from`, zeros after them. `aligned`: `from` is 16-byte aligned and count is 0 or all. Not
+  // by the read-only path: a result may be written over what was read.
   static __device__ __forceinline__ Chunk load(const typename T::Bits* from, int count, bool aligned) {
     Chunk chunk;
     chunk.vector = make_uint4(0, 0, 0, 0);
     if (aligned) {
-      if (count > 0) chunk.vector = __ldg(reinterpret_cast<const uint4*>(from));
+      if (count > 0) chunk.vector = *reinterpret_cast<const uint4*>(from);
     } else {
 #pragma unroll
       for (int i = 0; i < kElements; ++i)
-        if (i < count) chunk.element[i] = __ldg(from + i);
+        if (i < count) chunk.element[i] = from[i];
     }
     return chunk;
   }

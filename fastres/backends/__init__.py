@@ -1,6 +1,8 @@
 """What can run a fused operator: one file per backend, and the resolver in `registry`."""
 
+from .cuda import Cuda
 from .cudnn import CuDNN
+from .emulator import Emulator
 from .onednn import OneDNN
 from .reference import Reference
 from .registry import Backend, BackendError, backends, register, use_backend
@@ -10,5 +12,7 @@ register(Reference())
 register(OneDNN())
 register(CuDNN())
 register(Triton())
+register(Cuda())
+register(Emulator())
 
 __all__ = ["Backend", "BackendError", "backends", "use_backend"]

@@ -1,0 +1,256 @@
+"""What the backends `cuda` and `emulator` share: tensors in, launches of the kernels of csrc/kernels out.
+
+A launch is planned on the host (`fastres._C`): kernel, grid, shared memory and the bytes of its parameters, which hold
+the tensors' addresses. Running it is the backend's part: on a GPU's stream, or in the PTX emulator on CPU tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import native
+from ..folding import folded
+from ..layer import ConvBN
+from .registry import Backend
+
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32"}
+_MOST_PIXELS = 2**31 - 256
+_LARGEST_SIDE = 2**20 - 1
+_STEM_FILTERS = 64  # the stem's kernel takes filters in blocks of so many
+
+
+class Prepared(NamedTuple):
+    """One convolution as the kernels want it."""
+
+    weight: Tensor  # [K, pitch]: KRSC, each filter padded with zeros to a multiple of 16 bytes
+    bias: Tensor  # [K] in float32
+    stem: Tensor | None  # [K rounded up to 64, 7, 8, 4], zeros in tap 8 and in absent channels, if it is such a stem
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+class Work(NamedTuple):
+    """Launches, to be run in their order, and every tensor whose address is in them."""
+
+    plans: list[Any]
+    reads: list[Tensor]
+    scratch: list[Tensor]  # written by one launch, read by the next
+    result: Tensor  # written by the last launch; may be one of `reads`
+
+
+@cache
+def missing() -> str | None:
+    """Why this build has no CUDA kernels, or None."""
+    module = native.load()
+    if module is None:
+        return native.why_missing()
+    info = module.build_info()
+    return None if info["cuda"] else f"this build has no CUDA kernels: {info['cuda_missing']}"
+
+
+def pack(weight: Tensor, bias: Tensor, layer: ConvBN) -> Prepared:
+    """`weight` [K, C/groups, R, S] and `bias` [K], folded, in the kernels' layouts."""
+    filters, channels, r, s = weight.shape
+    rows = weight.permute(0, 2, 3, 1).reshape(filters, -1)
+    rows = F.pad(rows, (0, -rows.shape[1] % (16 // weight.element_size()))).contiguous()
+    stem = None
+    if (
+        (r, s) == (7, 7)
+        and (layer.stride, layer.padding, layer.dilation, layer.groups) == ((2, 2), (3, 3), (1, 1), 1)
+        and channels <= 4
+        and filters % 8 == 0
+        and weight.element_size() == 2
+    ):
+        padding = (0, 4 - channels, 0, 1, 0, 0, 0, -filters % _STEM_FILTERS)
+        stem = F.pad(weight.permute(0, 2, 3, 1), padding).contiguous()
+    geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+    return Prepared(rows, bias.float().contiguous(), stem, (r, s), *geometry)
+
+
+def convolution(
+    operands: Sequence[tuple[Tensor, Prepared]],
+    relu: bool,
+    residual: Tensor | None = None,
+    overwrite: bool = False,
+    *,
+    sms: int,
+    tile: tuple[int, int, int] = (0, 0, 0),
+) -> Work:
+    """act(conv(x) [+ conv(x2)] [+ residual]), with one or two operands (x, prepared) of one output size.
+
+    Args:
+        operands: x is [N, C, H, W], bfloat16, float16 or float32 (computed in TF32), dense in channels_last.
+        relu: whether ReLU is applied.
+        residual: [N, K, P, Q], of x's dtype and device, dense in channels_last.
+        overwrite: whether the result may be written over `residual`.
+        sms: multiprocessors of the GPU, by which the tile is chosen.
+        tile: rows, columns and splits of the depth, 0 to let the plan choose.
+
+    Raises:
+        ValueError: an argument that the kernels cannot run on, by name.
+    """
+    module = native.require()
+    x, prepared = operands[0]
+    dtype = _dtype(x)
+    shape = _out_size(x, prepared)
+    parts = []
+    for index, (image, weights) in enumerate(operands):
+        name = f"operands[{index}]"
+        _check_dense(f"{name}.x", image, x)
+        _check_dense(f"{name}.weight", weights.weight, x, torch.contiguous_format)
+        if _out_size(image, weights) != shape:
+            raise ValueError(f"{name}: gives {_out_size(image, weights)}, expected {shape}")
+        image_size = image.shape[2], image.shape[3], image.shape[1]
+        addresses = image.data_ptr(), weights.weight.data_ptr(), weights.bias.data_ptr()
+        pitch = weights.weight.shape[1]
+        geometry = weights.kernel, weights.stride, weights.padding, weights.dilation
+        parts.append(module.ConvOperand(*addresses, image_size, *geometry, pitch))
+    reads = [tensor for image, weights in operands for tensor in (image, weights.weight, weights.bias)]
+    if residual is not None:
+        _check_dense("residual", residual, x)
+        if tuple(residual.shape) != shape:
+            raise ValueError(f"residual: expected {shape}, got {tuple(residual.shape)}")
+        if residual.data_ptr() % 16:
+            residual, overwrite = residual.clone(memory_format=torch.channels_last), True
+        reads.append(residual)
+    result = residual if overwrite and residual is not None else _empty(x, shape)
+
+    n, filters, p, q = shape
+    address = 0 if residual is None else residual.data_ptr()
+    problem = module.ConvProblem(parts, (n, p, q, filters), prepared.groups, address, result.data_ptr(), relu)
+    *chosen, floats = module.conv_sm80_tile(dtype, problem, sms, *tile)
+    scratch = [torch.empty(floats, dtype=torch.float32, device=x.device)] if floats else []
+    plans = module.conv_sm80_plan(dtype, problem, *chosen, scratch[0].data_ptr() if scratch else 0)
+    return Work(plans, reads, scratch, result)
+
+
+def stem(
+    x: Tensor,
+    prepared: Prepared,
+    scale: Sequence[float] = (1.0, 1.0, 1.0),
+    shift: Sequence[float] = (0.0, 0.0, 0.0),
+) -> Work:
+    """3x3/2 max pool of relu(7x7/2 convolution of v + bias).
+
+    Args:
+        x: [N, C, H, W] with C at most 4, in any layout: the weights' dtype, and v = x; or uint8, and
+            v = x * scale[c] + shift[c] rounded to the weights' dtype, and zero outside the image.
+        prepared: of a layer for which `Prepared.stem` is there.
+        scale: of 8-bit images, one value a channel.
+        shift: likewise.
+
+    Raises:
+        ValueError: an argument that the kernel cannot run on, by name.
+    """
+    module = native.require()
+    weight = prepared.stem
+    if weight is None:
+        raise ValueError("prepared: expected a 7x7/2 convolution of at most 4 channels to a multiple of 8, in 16 bits")
+    if x.dtype not in (weight.dtype, torch.uint8) or x.device != weight.device:
+        raise ValueError(f"x: expected {weight.dtype} or uint8 on {weight.device}, got {x.dtype} on {x.device}")
+    channels = x.shape[1]
+    if min(len(scale), len(shift)) < channels and x.dtype == torch.uint8:
+        raise ValueError(f"scale, shift: expected {channels} values each, got {len(scale)} and {len(shift)}")
+    n, filters, p, q = _out_size(x, prepared)
+    pooled = (p - 1) // 2 + 1, (q - 1) // 2 + 1
+    result = torch.empty((n, filters, *pooled), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
+    fill = [0.0] * 4
+    plan = module.stem_plan(
+        _dtype(weight),
+        x.dtype == torch.uint8,
+        x.data_ptr(),
+        tuple(x.shape),
+        x.stride(),
+        weight.data_ptr(),
+        prepared.bias.data_ptr(),
+        result.data_ptr(),
+        (p, q),
+        pooled,
+        filters,
+        [*scale, *fill][:4],
+        [*shift, *fill][:4],
+    )
+    return Work([plan], [x, weight, prepared.bias], [], result)
+
+
+class Planned(Backend):
+    """A backend of the kernels of csrc/kernels. A subclass says where they run: `multiprocessors` and `run`."""
+
+    def multiprocessors(self, device: torch.device) -> int:
+        """By how many blocks at a time a problem is divided."""
+        raise NotImplementedError
+
+    def run(self, work: Work) -> Tensor:
+        """Runs the launches and gives the result."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str | None:
+        return None if missing() else native.kernel_hash()
+
+    def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
+        if x.dtype not in _NAMES:
+            return f"does not run {x.dtype}: expected bfloat16, float16 or float32"
+        if x.numel() == 0:
+            return "an empty batch"
+        if max(*x.shape[2:], x.shape[1], *layer.padding, *layer.stride, *layer.dilation) > _LARGEST_SIDE:
+            return f"a size, padding, stride or dilation over {_LARGEST_SIDE}"
+        n, _, p, q = layer.out_size(x)
+        if n * p * q > _MOST_PIXELS:
+            return f"{n * p * q} output pixels, more than {_MOST_PIXELS}"
+        return None
+
+    def prepare(self, x: Tensor, layer: ConvBN) -> Prepared:
+        recipe = "plans", layer.stride, layer.padding, layer.dilation, layer.groups
+        return folded(layer, x.dtype, recipe, lambda weight, bias: pack(weight, bias, layer))
+
+    def conv(
+        self, x: Tensor, prepared: Prepared, relu: bool, residual: Tensor | None = None, overwrite: bool = False
+    ) -> Tensor:
+        sms = self.multiprocessors(x.device)
+        return self.run(convolution([(x, prepared)], relu, residual, overwrite, sms=sms))
+
+    def projection(self, x: Tensor, prepared: Prepared, block_input: Tensor, shortcut: Prepared) -> Tensor:
+        if prepared.groups != 1 or shortcut.groups != 1:
+            return super().projection(x, prepared, block_input, shortcut)
+        operands = [(x, prepared), (block_input, shortcut)]
+        return self.run(convolution(operands, True, sms=self.multiprocessors(x.device)))
+
+    def stem(self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int) -> Tensor:
+        if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
+            return super().stem(x, prepared, kernel, stride, padding)
+        return self.run(stem(x, prepared))
+
+
+def _dtype(x: Tensor) -> Any:
+    if x.dtype not in _NAMES:
+        raise ValueError(f"x: expected bfloat16, float16 or float32, got {x.dtype}")
+    return getattr(native.require().DType, _NAMES[x.dtype])
+
+
+def _out_size(x: Tensor, prepared: Prepared) -> tuple[int, int, int, int]:
+    sizes = zip(x.shape[2:], prepared.kernel, prepared.stride, prepared.padding, prepared.dilation, strict=True)
+    p, q = ((size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in sizes)
+    return x.shape[0], prepared.bias.shape[0], p, q
+
+
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _check_dense(
+    name: str, tensor: Tensor, like: Tensor, memory_format: torch.memory_format = torch.channels_last
+) -> None:
+    if tensor.dtype != like.dtype or tensor.device != like.device:
+        got = f"{tensor.dtype} on {tensor.device}"
+        raise ValueError(f"{name}: expected {like.dtype} on {like.device}, those of x, got {got}")
+    if not tensor.is_contiguous(memory_format=memory_format):
+        raise ValueError(f"{name}: expected a tensor dense in {memory_format}, got strides {tensor.stride()}")
