@@ -385,7 +385,7 @@ def test_a_record_survives_its_file_and_the_table_is_made_of_it(tmp_path):
 def test_a_narrow_table_cuts_no_figure():
     lines = _text(_record(), width=80).splitlines()
     line = next(line for line in lines if line.strip().startswith("fastres "))
-    assert " ".join(line.split()) == "fastres 20.0 100.0 [100.0 100.0] 2.00 [2.00 2.00] 1.5"
+    assert " ".join(line.split()) == "fastres 20.0 100.0 [100.0 100.0] 2.00 [2.00 2.00] 3.0"
 
 
 def test_a_table_says_when_rounds_are_few():

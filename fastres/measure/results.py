@@ -111,7 +111,7 @@ def tables(result: dict[str, Any], wide: bool = True) -> RenderableType:
     """The record for reading: its environment, and for models a table each, for layers one of all.
 
     Ratios are against the first contender of a thing measured, round by round; brackets hold quartiles.
-    "error" is in units of PyTorch's own. What is not `wide`, more than 115 columns, goes without rates and memory.
+    "error" is in units of PyTorch's own. What is not `wide`, 115 columns, goes without it and without rates.
     """
     parts: list[RenderableType] = [Text(_heading(result))]
     groups = list(_groups(result["rows"]))
@@ -175,9 +175,7 @@ _COLUMNS: dict[str, Callable[[dict[str, Any], Summary, dict[str, Any]], str]] = 
     "error": lambda row, time, baseline: _error(row["parity"]),
     "peak MB": lambda row, time, baseline: _megabytes(row["memory"].get("tensor_bytes")),
 }
-
-
-_WIDE = ("TFLOP/s", "GB/s", "roofline", "peak MB")
+_WIDE = ("TFLOP/s", "GB/s", "roofline", "error")  # what a narrow table goes without
 
 
 def _table(groups: Sequence[list[dict[str, Any]]], title: str, wide: bool) -> Table:
