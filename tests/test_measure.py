@@ -15,6 +15,7 @@ import torch
 
 import fastres
 from fastres.measure import compare, contenders, memory, parity, processes, results, roofline, timing, workload
+from fastres.measure import session as session_module
 from fastres.measure.statistics import speedup, summarize
 
 SMALL = workload.Workload("resnet18", batch=2, size=32)
@@ -209,6 +210,16 @@ def test_compare_times_the_right_and_only_those():
     assert len(samples) >= 6
 
 
+def test_a_session_in_this_process(material):
+    session = session_module.Session("eager-channels-last", material)
+    parity.check(session.output(), material.expected64, material.baseline)
+    assert session.warm_up() >= 1
+    assert session.sample() > 0
+    assert session.memory()["tensor_bytes"] > 0
+    session.close()
+    assert not hasattr(session, "forward")
+
+
 def test_a_contender_that_hangs_meets_the_deadline(saved):
     session = processes.RemoteSession("odd_contenders:hangs", saved, 1, deadline=0.5)
     try:
@@ -293,6 +304,46 @@ def test_resident_memory_sees_every_allocator():
     high = memory.peak_resident_bytes(lambda: np.ones(1 << 24).sum())
     assert 0 < low < high
     assert high - low > 100 << 20
+
+
+# on a GPU
+
+
+@pytest.mark.gpu
+def test_the_cuda_timer_flushes_calls_and_returns_a_mean():
+    device = torch.device("cuda")
+    timer = timing.CudaTimer(device)
+    timer.flush.fill_(1)
+    calls = []
+    seconds = timer(lambda: calls.append(torch.ones(1 << 20, device=device)), 3)
+    assert len(calls) == 3
+    assert 0 < seconds < 60
+    assert timer.flush.count_nonzero() == 0
+    assert timer.flush.numel() >= torch.cuda.get_device_properties(device).L2_cache_size
+
+
+@pytest.mark.gpu
+def test_peak_memory_on_a_gpu_counts_what_lives_at_once():
+    mega = 1 << 20
+
+    def forward():
+        a, b = (torch.empty(size * mega, dtype=torch.uint8, device="cuda") for size in (4, 2))
+        del a
+        return b, torch.empty(mega, dtype=torch.uint8, device="cuda")
+
+    assert memory.peak_bytes(forward, torch.device("cuda")) == 6 * mega
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_compare_on_a_gpu(dtype):
+    small = workload.Workload("resnet18", batch=10, size=64, dtype=dtype, device=torch.device("cuda"))
+    names = ["eager", "eager-channels-last", "eager-graph", "fastres", "fastres:cudnn", "fastres-graph"]
+    rows = compare.compare(small, [*names, "openvino", "odd_contenders:wrong"], rounds=3)
+    for row in rows[:-2]:
+        assert (row.contender, row.status, row.reason, len(row.samples)) == (row.contender, "ok", "", 3)
+        assert row.memory["tensor_bytes"] >= 0
+    assert [row.status for row in rows[-2:]] == ["skipped", "failed"]
 
 
 # rooflines
