@@ -70,6 +70,19 @@ def run(
     return reports[-1]
 
 
+def ptx(kernel: Any, target: int = 80) -> list[str]:
+    """The PTX of every specialisation of ``kernel`` that was emulated so far, to read or to `load`.
+
+    Args:
+        kernel: A ``@triton.jit`` function.
+        target: The compute capability it was compiled for.
+    """
+    device = _device(target)
+    if device not in kernel.device_caches:
+        return []
+    return [compiled.asm["ptx"] for compiled in kernel.device_caches[device][0].values()]
+
+
 @contextmanager
 def emulated(
     target: int = 80,
@@ -113,6 +126,10 @@ def emulated(
         driver._active = before
 
 
+def _device(target: int) -> tuple[str, int]:
+    return "emulator", target  # Triton keeps compiled kernels by device
+
+
 class _Driver:
     """What Triton asks of a GPU's driver, and launches that go to the emulator."""
 
@@ -130,7 +147,7 @@ class _Driver:
         return GPUTarget("cuda", self.target, 32)
 
     def get_current_device(self) -> tuple[str, int]:
-        return "emulator", self.target  # Triton keeps compiled kernels by device
+        return _device(self.target)
 
     def get_current_stream(self, device: object) -> int:
         return 0
@@ -159,8 +176,8 @@ class _Driver:
         if 0 in grid:
             return
         kept = source.fn.device_caches[self.get_current_device()][0].values()
-        (ptx,) = {compiled.asm["ptx"] for compiled in kept if compiled.metadata is metadata}
-        module = _module(ptx)
+        (text,) = {compiled.asm["ptx"] for compiled in kept if compiled.metadata is metadata}
+        module = _module(text)
         kernel = module.kernels[metadata.name]
         values: list[Any] = []
         descriptors = iter(getattr(metadata, "tensordesc_meta", None) or ())
@@ -200,5 +217,5 @@ def _descriptor(descriptor: Any, made: dict[str, Any] | None) -> list[Any]:
 
 
 @lru_cache(maxsize=256)
-def _module(ptx: str) -> Module:
-    return load(ptx)
+def _module(text: str) -> Module:
+    return load(text)
