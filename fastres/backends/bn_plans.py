@@ -7,6 +7,7 @@ the part of a backend of `plans.Planned`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def apply(
 
 
 def gradient_sums(x: Tensor, gradient: Tensor, mean: Tensor, output: Tensor | None = None) -> Work:
-    """[C, 2] in float32: the sums of g and of g * (x - mean); g is `gradient`, 0 where `output` (if given) is not > 0."""
+    """[C, 2] in float32: sums of g and of g * (x - mean); g is `gradient`, or 0 where `output`, if given, is not over 0."""
     return _reduction("sums", 2, x=x, gradient=gradient, output=output, mean=mean)
 
 
@@ -75,8 +76,8 @@ def _reduction(kind: str, values: int, mean: Tensor | None = None, **tensors: Te
     slabs = native.require().bn_act_slabs(dtype_of(x), x.numel() // max(channels, 1), channels)
     partial = torch.empty((slabs, channels, values), dtype=torch.float32, device=x.device)
     result = torch.empty((channels, values), dtype=torch.float32, device=x.device)
-    given = {} if mean is None else {"mean": mean}
-    return _work(kind, result, [partial], tensors.get("output") is not None, tensors, given, {}, result)
+    relu = tensors.get("output") is not None
+    return _work(kind, result, [partial], relu, tensors, {"mean": mean}, {}, result)
 
 
 def _work(
@@ -84,9 +85,9 @@ def _work(
     result: Tensor,
     scratch: list[Tensor],
     relu: bool,
-    tensors: dict[str, Tensor | None],
-    vectors: dict[str, Tensor | None],
-    written: dict[str, Tensor | None],
+    tensors: Mapping[str, Tensor | None],
+    vectors: Mapping[str, Tensor | None],
+    written: Mapping[str, Tensor | None],
     sums: Tensor | None = None,
 ) -> Work:
     module = native.require()
