@@ -60,7 +60,11 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", local_only)
 
 
-@pytest.fixture(params=[name for name, reason in fastres.backends().items() if reason is None])
+def _runs_here(name: str, reason: str | None) -> bool:
+    return reason is None and name != "emulator"  # which is slow, and has tests/native for itself
+
+
+@pytest.fixture(params=[name for name, reason in fastres.backends().items() if _runs_here(name, reason)])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend that can run on this machine, in force for the test."""
     with fastres.use_backend(request.param):

@@ -100,13 +100,13 @@ def convolution(
     """
     module = native.require()
     x, prepared = operands[0]
-    dtype = _dtype(x)
+    dtype = dtype_of(x)
     shape = _out_size(x, prepared)
     parts = []
     for index, (image, weights) in enumerate(operands):
         name = f"operands[{index}]"
-        _check_dense(f"{name}.x", image, x)
-        _check_dense(f"{name}.weight", weights.weight, x, torch.contiguous_format)
+        check_dense(f"{name}.x", image, x)
+        check_dense(f"{name}.weight", weights.weight, x, torch.contiguous_format)
         if _out_size(image, weights) != shape:
             raise ValueError(f"{name}: gives {_out_size(image, weights)}, expected {shape}")
         image_size = image.shape[2], image.shape[3], image.shape[1]
@@ -116,7 +116,7 @@ def convolution(
         parts.append(module.ConvOperand(*addresses, image_size, *geometry, pitch))
     reads = [tensor for image, weights in operands for tensor in (image, weights.weight, weights.bias)]
     if residual is not None:
-        _check_dense("residual", residual, x)
+        check_dense("residual", residual, x)
         if tuple(residual.shape) != shape:
             raise ValueError(f"residual: expected {shape}, got {tuple(residual.shape)}")
         if residual.data_ptr() % 16:
@@ -165,7 +165,7 @@ def stem(
     result = torch.empty((n, filters, *pooled), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
     fill = [0.0] * 4
     plan = module.stem_plan(
-        _dtype(weight),
+        dtype_of(weight),
         x.dtype == torch.uint8,
         x.data_ptr(),
         tuple(x.shape),
@@ -230,7 +230,7 @@ class Planned(Backend):
         return self.run(stem(x, prepared))
 
 
-def _dtype(x: Tensor) -> Any:
+def dtype_of(x: Tensor) -> Any:
     if x.dtype not in _NAMES:
         raise ValueError(f"x: expected bfloat16, float16 or float32, got {x.dtype}")
     return getattr(native.require().DType, _NAMES[x.dtype])
@@ -246,7 +246,7 @@ def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _check_dense(
+def check_dense(
     name: str, tensor: Tensor, like: Tensor, memory_format: torch.memory_format = torch.channels_last
 ) -> None:
     if tensor.dtype != like.dtype or tensor.device != like.device:
