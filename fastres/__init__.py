@@ -33,6 +33,7 @@ from .models.resnet import (
     wide_resnet101_2,
 )
 from .optimize import OptimizationReport, optimize
+from .warmup import warmup
 
 try:
     __version__ = _version("fastres")
@@ -70,6 +71,7 @@ __all__ = [
     "resnext101_32x8d",
     "resnext101_64x4d",
     "use_backend",
+    "warmup",
     "wide_resnet50_2",
     "wide_resnet101_2",
 ]

@@ -185,7 +185,7 @@ def refresh() -> None:
 
 @cache
 def kernels_digest() -> str:
-    """A digest of the Triton kernels' source."""
+    """A digest of the Triton kernels' source, by which measurements and verifications of other kernels are told."""
     sources = sorted((_PACKAGE / "kernels").glob("*.py"))
     return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 

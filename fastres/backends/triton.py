@@ -58,6 +58,11 @@ class Triton(Backend):
             return "Triton is not installed"
         return "no CUDA device, and TRITON_INTERPRET=1 is not set" if _device() is None else None
 
+    def fingerprint(self) -> str:
+        from ..tuning import kernels_digest
+
+        return kernels_digest()
+
     def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
         return self._refusal(x)
 
