@@ -60,7 +60,7 @@ def test_help_lists_every_command(main: Run) -> None:
     status, out, err = main("--help")
     assert (status, err) == (0, "")
     for name in cli.COMMANDS:
-        assert f"    {name} " in out
+        assert f"\n    {name}" in out
     assert "exit status:" in out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -212,6 +213,15 @@ def test_a_folder_of_images_does_not_depend_on_workers(tmp_path: Path) -> None:
         assert torch.equal(x, other_x)
         assert torch.equal(y, other_y)
     assert sum(len(x) for x, _ in loaded.test.batches(datasets.in_order(4, 3), [0, 0], slice(None))) == 4
+
+
+def test_an_interrupt_leaves_the_workers_at_work(tmp_path: Path) -> None:
+    loaded = datasets.load(folder_recipe(make_folder(tmp_path, count=10)), workers=1)
+    batches = loaded.train.batches(datasets.epoch_order(20, 2, 0), range(10), slice(None))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
+    assert len(list(batches)) == 9
 
 
 def test_a_folder_of_images_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ trained already is not trained again: after Ctrl-C the same command goes on.
 
 exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted and saved.
 """
-_DIGITS_EPOCHS = 30
+_DIGITS_EPOCHS = 60
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

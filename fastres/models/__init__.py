@@ -1,1 +1,5 @@
-"""Models: `resnet` is the ImageNet family; `timm_blocks` the counterparts of timm's, which `fastres.optimize` uses."""
+"""The networks: `resnet` (ImageNet's family), `cifar` (6n+2 layers), `plain` (no shortcuts), and timm's blocks."""
+
+from . import cifar, plain, resnet
+
+__all__ = ["cifar", "plain", "resnet"]

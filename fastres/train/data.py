@@ -6,6 +6,7 @@ what makes a resumed run exact, and a run of two processes see the images of a r
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,11 +160,17 @@ class Files:
             batch_sampler=keys,
             num_workers=self.workers,
             collate_fn=_collate,
+            worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # or it would draw from the global one
         ):
             if isinstance(batch, str):
                 raise TrainingError(batch)
             yield batch
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the one that trains still needs the images of its last iteration."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Seeded(torch.utils.data.Dataset):
