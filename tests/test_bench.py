@@ -117,7 +117,10 @@ def test_a_disk_that_fills_up_still_shows_the_table(tmp_path, monkeypatch, capsy
     assert "No space left on device" in captured.err
 
 
-def test_ctrl_c_leaves_no_child_and_no_file_behind(tmp_path):
+@pytest.mark.parametrize(
+    ("how", "status", "told"), [(signal.SIGINT, 130, ["fastres: interrupted"]), (signal.SIGTERM, 143, [])]
+)
+def test_an_interrupt_leaves_no_child_and_no_file_behind(how, status, told, tmp_path):
     paths = [Path(fastres.__file__).parents[1], Path(__file__).parent]
     process = subprocess.Popen(
         [sys.executable, "-m", "fastres", "bench", *SMALL, "--against", "odd_contenders:hangs"],
@@ -132,13 +135,13 @@ def test_ctrl_c_leaves_no_child_and_no_file_behind(tmp_path):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130
-    assert errors.splitlines() == ["fastres: interrupted"]
+    assert process.returncode == status
+    assert errors.splitlines() == told
     assert os.listdir(tmp_path) == []
     assert not any(map(_runs, children))
 

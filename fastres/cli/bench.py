@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import arguments
 from .errors import CommandError, UsageError
@@ -104,7 +105,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
     settings = {"rounds": args.rounds, "seconds": args.seconds, "threads": torch.get_num_threads(), "contenders": names}
-    with _progress(len(workloads) * args.rounds * len(names)) as (title, progress):
+    with _terminable(), _progress(len(workloads) * args.rounds * len(names)) as (title, progress):
         progress.step("this device's ceilings")
         ceilings = roofline.ceilings(device, args.dtype)
         ceilings_by_dtype = {results.dtype_name(args.dtype): ceilings}
@@ -174,6 +175,20 @@ def _print(result: dict[str, Any]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     console.print(results.tables(result, wide=console.width >= 115))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM, such as `timeout`'s, unwind like Ctrl-C: contenders' processes and files go with it."""
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
