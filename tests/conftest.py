@@ -64,7 +64,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _parameters() -> list[Any]:
-    """Every backend but the emulator, which is slow and has tests/native: those of the CPU, and the others marked `gpu`."""
+    """Every backend, those not of the CPU marked `gpu`; without the emulator, which is slow and has tests/native."""
     layer = ConvBN(torch.ones(8, 8, 1, 1), *[None] * 3, *[torch.ones(8)] * 2, None, 0.0, *[(1, 1), (0, 0), (1, 1)], 1)
     parameters: list[Any] = []
     for name, reason in fastres.backends().items():
