@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import hypothesis
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 import fastres
+from fastres.backends import registry
+from fastres.layer import ConvBN
 
 torch.set_num_threads(1)  # the images are small: a second thread would mostly wait for the first
 hypothesis.settings.register_profile("fastres", deadline=None, derandomize=True, database=None, print_blob=True)
@@ -60,12 +63,21 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", local_only)
 
 
-def _runs_here(name: str, reason: str | None) -> bool:
-    return reason is None and name != "emulator"  # which is slow, and has tests/native for itself
+def _parameters() -> list[Any]:
+    """Every backend, those not of the CPU marked `gpu`; without the emulator, which is slow and has tests/native."""
+    layer = ConvBN(torch.ones(8, 8, 1, 1), *[None] * 3, *[torch.ones(8)] * 2, None, 0.0, *[(1, 1), (0, 0), (1, 1)], 1)
+    parameters: list[Any] = []
+    for name, reason in fastres.backends().items():
+        if name == "emulator":
+            continue
+        on_cpu = reason is None and registry.get(name).unsupported(torch.ones(1, 8, 1, 1), layer) is None
+        parameters.append(name if on_cpu else pytest.param(name, marks=pytest.mark.gpu))
+    return parameters
 
 
-@pytest.fixture(params=[name for name, reason in fastres.backends().items() if _runs_here(name, reason)])
+@pytest.fixture(params=_parameters())
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend that can run on this machine, in force for the test."""
-    with fastres.use_backend(request.param):
+    """Every backend, in force for the test; where it needs a GPU, tensors are made there unless a test says where."""
+    on_gpu = request.node.get_closest_marker("gpu") is not None
+    with torch.device("cuda") if on_gpu else nullcontext(), fastres.use_backend(request.param):
         yield request.param

@@ -38,10 +38,10 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     Non-zero mean and beta, negative and zero gamma, some channels of tiny variance; activations keep their scale from
     first layer to last, as the statistics start from the model's own on random images.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def uniform(like: Tensor, low: float, high: float) -> Tensor:
-        return torch.rand(like.shape, generator=generator).mul(high - low).add(low).to(like.dtype)
+        return torch.rand(like.shape, generator=generator, device="cpu").mul(high - low).add(low).to(like)
 
     modes = {module: module.training for module in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)]
@@ -83,8 +83,8 @@ def _calibrate(model: nn.Module, norms: list[nn.BatchNorm2d], generator: torch.G
     for bn in norms:
         bn.train()
         bn.momentum = 1.0
-    batch = torch.randn((4, first.in_channels, 64, 64), generator=generator)
-    model(batch.to(first.weight.dtype))
+    batch = torch.randn((4, first.in_channels, 64, 64), generator=generator, device="cpu")
+    model(batch.to(first.weight))
     for bn, momentum in zip(norms, momenta, strict=True):
         bn.momentum = momentum
 
@@ -111,6 +111,7 @@ def small_pair(seed: int = 0, **kwargs: Any) -> tuple[fastres.ResNet, tv.ResNet]
 
 def without_initialisation(build: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`build(...)` with memory that is not yet written: for models about to load a state dict."""
+    device = torch.get_default_device()
     with torch.device("meta"):
         model = build(*args, **kwargs)
-    return model.to_empty(device="cpu")
+    return model.to_empty(device=device)

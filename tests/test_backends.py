@@ -40,11 +40,13 @@ def test_auto_takes_the_first_choice() -> None:
     assert reasons(ours) == {"first choice for cpu"}
 
 
-def test_every_backend_by_name_runs_a_model(backend: str) -> None:
+@pytest.mark.parametrize("name", ["onednn", "reference"])
+def test_a_backend_by_name_runs_a_whole_model(name: str) -> None:
     ours, theirs = small_pair()
-    assert_same_function(ours, theirs, image())
-    assert ran(ours) == {backend}
-    assert reasons(ours) == {"asked for by name"}
+    with fastres.use_backend(name):
+        assert_same_function(ours, theirs, image())
+        assert ran(ours) == {name}
+        assert reasons(ours) == {"asked for by name"}
 
 
 # --- precedence
