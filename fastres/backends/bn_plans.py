@@ -41,7 +41,7 @@ def apply(
 
 
 def gradient_sums(x: Tensor, gradient: Tensor, mean: Tensor, output: Tensor | None = None) -> Work:
-    """[C, 2] in float32: sums of g and of g * (x - mean); g is `gradient`, or 0 where a given `output` is not over 0."""
+    """[C, 2] in float32: sums of g and g * (x - mean); g is `gradient`, or 0 where a given `output` is not over 0."""
     return _reduction("sums", 2, x=x, gradient=gradient, output=output, mean=mean)
 
 

@@ -29,6 +29,7 @@ class Prepared(NamedTuple):
     """One convolution as the kernels want it."""
 
     weight: Tensor  # [K, pitch]: KRSC, each filter padded with zeros to a multiple of 16 bytes
+    channels: int  # of the input, over all groups
     bias: Tensor  # [K] in float32
     stem: Tensor | None  # [K rounded up to 64, 7, 8, 4], zeros in tap 8 and in absent channels, if it is such a stem
     kernel: tuple[int, int]
@@ -73,7 +74,7 @@ def pack(weight: Tensor, bias: Tensor, layer: ConvBN) -> Prepared:
         padding = (0, 4 - channels, 0, 1, 0, 0, 0, -filters % _STEM_FILTERS)
         stem = F.pad(weight.permute(0, 2, 3, 1), padding).contiguous()
     geometry = layer.stride, layer.padding, layer.dilation, layer.groups
-    return Prepared(rows, bias.float().contiguous(), stem, (r, s), *geometry)
+    return Prepared(rows, channels * layer.groups, bias.float().contiguous(), stem, (r, s), *geometry)
 
 
 def convolution(
@@ -107,6 +108,8 @@ def convolution(
         name = f"operands[{index}]"
         check_dense(f"{name}.x", image, x)
         check_dense(f"{name}.weight", weights.weight, x, torch.contiguous_format)
+        if image.shape[1] != weights.channels:
+            raise ValueError(f"{name}.x: expected {weights.channels} channels, got {image.shape[1]}")
         if _out_size(image, weights) != shape:
             raise ValueError(f"{name}: gives {_out_size(image, weights)}, expected {shape}")
         image_size = image.shape[2], image.shape[3], image.shape[1]
@@ -157,7 +160,9 @@ def stem(
         raise ValueError("prepared: expected a 7x7/2 convolution of at most 4 channels to a multiple of 8, in 16 bits")
     if x.dtype not in (weight.dtype, torch.uint8) or x.device != weight.device:
         raise ValueError(f"x: expected {weight.dtype} or uint8 on {weight.device}, got {x.dtype} on {x.device}")
-    channels = x.shape[1]
+    channels = prepared.channels
+    if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
+        raise ValueError(f"x: expected {channels} channels, got {tuple(x.shape)}")
     if min(len(scale), len(shift)) < channels and x.dtype == torch.uint8:
         raise ValueError(f"scale, shift: expected {channels} values each, got {len(scale)} and {len(shift)}")
     n, filters, p, q = _out_size(x, prepared)

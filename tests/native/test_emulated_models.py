@@ -1,0 +1,61 @@
+"""Backend `emulator`: the cases of the selftest and whole models, through the CUDA kernels with no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fastres
+from fastres import selftest
+from fastres.backends import registry
+from fastres.measure import parity
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_every_case_of_the_selftest(dtype: torch.dtype) -> None:
+    outcomes = [selftest.run(case, "emulator", torch.device("cpu")) for case in selftest.cases([dtype])]
+    assert {outcome.status for outcome in outcomes} == {selftest.PASSED}, outcomes
+
+
+def _randomise(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, 0, 0.1)
+            nn.init.normal_(module.running_mean, 0, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("resnet18", torch.bfloat16), ("resnet50", torch.float16)])
+def test_a_whole_model(name: str, dtype: torch.dtype) -> None:
+    model = getattr(fastres, name)(num_classes=10).eval()
+    _randomise(model)
+    model = model.to(dtype)
+    x = torch.randn(1, 3, 64, 64, dtype=dtype)
+    with torch.inference_mode():
+        with fastres.use_backend("emulator"):
+            emulated = model(x)
+            report = fastres.explain(model, x)
+        with fastres.use_backend("reference"):
+            baseline = model(x)
+            exact = model.double()(x.double())
+    assert {layer.backend for layer in report.layers} == {"emulator"}
+    parity.check(emulated, exact, baseline)
+
+
+def test_float32_is_refused() -> None:
+    model = fastres.resnet18().eval()
+    with (
+        torch.inference_mode(),
+        fastres.use_backend("emulator"),
+        pytest.raises(fastres.BackendError, match="float32 in TF32"),
+    ):
+        model(torch.randn(1, 3, 32, 32))
+
+
+def test_no_gpu_kernel_is_chosen_unverified() -> None:
+    assert "emulator" not in registry.AUTO_ORDER
+    assert registry._registered["cuda"].fingerprint() is not None
