@@ -12,7 +12,9 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 VERSION = 1
+Run = Callable[..., torch.Tensor]  # takes `tile`
 INTERPRETED = 80  # the architecture that Triton's interpreter passes for
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -74,6 +77,10 @@ def processors(device: torch.device) -> int:
     return driver.active.utils.get_device_properties(driver.active.get_current_device())["multiprocessor_count"]
 
 
+Chooser = Callable[[Problem, str, torch.device, Run], Tile]
+_chooser: ContextVar[Chooser | None] = ContextVar("fastres_tile_chooser", default=None)
+
+
 @cache
 def _gpu(device: torch.device) -> tuple[int, int]:
     properties = torch.cuda.get_device_properties(device)
@@ -85,12 +92,30 @@ def arithmetic(dtype: torch.dtype, tf32: bool) -> str:
     return "tf32" if dtype == torch.float32 and tf32 else str(dtype).removeprefix("torch.")
 
 
-def choose(problem: Problem, numbers: str, device: torch.device) -> Tile:
+def choose(problem: Problem, numbers: str, device: torch.device, run: Run) -> Tile:
     """The tile for `problem`: from the user's table, else the package's, else by `heuristic`.
 
-    `numbers` is from `arithmetic`.
+    `numbers` is from `arithmetic`. `run(tile=...)` computes the problem into a new tensor: within `asking`, another
+    may choose by it.
     """
+    if (chooser := _chooser.get()) is not None:
+        return chooser(problem, numbers, device, run)
+    return known(problem, numbers, device)
+
+
+def known(problem: Problem, numbers: str, device: torch.device) -> Tile:
+    """What `choose` gives where nobody else is asked."""
     return _choose(problem, numbers, architecture(device), processors(device))
+
+
+@contextmanager
+def asking(chooser: Chooser) -> Iterator[None]:
+    """Within it, and in this thread, `chooser` has `choose`'s place."""
+    token = _chooser.set(chooser)
+    try:
+        yield
+    finally:
+        _chooser.reset(token)
 
 
 @cache

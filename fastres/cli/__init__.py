@@ -18,7 +18,7 @@ from typing import NoReturn
 from .. import __version__
 from .errors import CommandError, UsageError, printable
 
-COMMANDS = ("bench", "classify", "experiment", "info", "selftest", "train")
+COMMANDS = ("bench", "classify", "experiment", "info", "selftest", "train", "tune")
 
 _EPILOG = """\
 exit status:

@@ -16,6 +16,9 @@ memory-bound on every GPU this runs on.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -154,7 +157,9 @@ def conv(
     plain = (r, s) == (1, 1) and padding == (0, 0) and groups == 1
     problem = Problem("gemm" if plain and stride == (1, 1) else "conv", m, k // groups, c_group, r * s, groups)
     numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
-    tile = tile or choose(problem, numbers, x.device)
+    geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    run = partial(conv, x, w, bias, residual, relu=relu, **geometry)
+    tile = tile or choose(problem, numbers, x.device, run)
     if problem.family == "gemm":
         gemm.gemm(x, w, bias, residual, y, m, tile, relu, numbers)
         return y

@@ -8,12 +8,14 @@ at 1,000 classes reading x eight times costs more than writing and reading the m
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, arithmetic, choose
+from ..tuning import Problem, Tile, arithmetic, choose
 from .gemm import gemm
 from .launch import WIDE, device_of
 
@@ -58,11 +60,17 @@ def head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     `x` is [N, C, H, W], dense in channels_last; `weight` is [classes, C], dense, of `x`'s dtype; `bias` is of any.
     """
-    n, classes, c = x.shape[0], *weight.shape
-    y = torch.empty((n, classes), dtype=x.dtype, device=x.device)
+    return _classify(average_pool(x), weight, bias)
+
+
+def _classify(pooled: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | None = None) -> Tensor:
+    """pooled [N, C] times weight [classes, C] transposed, plus bias."""
+    n, classes, c = pooled.shape[0], *weight.shape
+    y = torch.empty((n, classes), dtype=pooled.dtype, device=pooled.device)
     if y.numel() == 0:
         return y
-    numbers = arithmetic(x.dtype, torch.backends.cuda.matmul.allow_tf32)
-    tile = choose(Problem("gemm", n, classes, c, 1, 1), numbers, x.device)
-    gemm(average_pool(x), weight, bias, None, y, n, tile, False, numbers)
+    numbers = arithmetic(pooled.dtype, torch.backends.cuda.matmul.allow_tf32)
+    problem = Problem("gemm", n, classes, c, 1, 1)
+    tile = tile or choose(problem, numbers, pooled.device, partial(_classify, pooled, weight, bias))
+    gemm(pooled, weight, bias, None, y, n, tile, False, numbers)
     return y

@@ -18,6 +18,8 @@ normalising the image first, border included.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -225,7 +227,8 @@ def stem(
     if y.numel() == 0:
         return y
     numbers = arithmetic(w.dtype, torch.backends.cudnn.allow_tf32)
-    tile = tile or choose(Problem("stem", n * p * q, k, c * s, r, 1), numbers, x.device)
+    run = partial(stem, x, w, bias, stride=stride, padding=padding, normalize=normalize)
+    tile = tile or choose(Problem("stem", n * p * q, k, c * s, r, 1), numbers, x.device, run)
     tiles = n * triton.cdiv(pooled[0], tile.group_m) * triton.cdiv(pooled[1], tile.m // 2 - 1) * triton.cdiv(k, tile.n)
     scale, shift = normalize or (None, None)
     with device_of(x):

@@ -18,7 +18,7 @@ CASES = {
     "3x3 / 2": Convolution(c=32, k=40, stride=(2, 2)),
     "1x1 / 2": Convolution(c=32, kernel=(1, 1), padding=(0, 0), stride=(2, 2)),
     "1x1, padded": Convolution(kernel=(1, 1)),
-    "7x7 / 2, 3 channels": Convolution(c=3, image=(17, 19), kernel=(7, 7), stride=(2, 2), padding=(3, 3)),
+    "7x7 / 2, 3 channels": Convolution(c=3, image=(13, 11), kernel=(7, 7), stride=(2, 2), padding=(3, 3)),
     "1x7, one stride, one padding": Convolution(c=5, kernel=(1, 7), stride=(2, 1), padding=(0, 3)),
     "5x2, dilated": Convolution(kernel=(5, 2), dilation=(1, 3), padding=(2, 2)),
     "4x4 filter, no padding": Convolution(c=16, kernel=(4, 4), padding=(0, 0)),
@@ -75,7 +75,7 @@ def test_writes_over_the_residual_when_told(dtype: torch.dtype) -> None:
 
 def test_empty_batch() -> None:
     y = Convolution().fused(*Convolution(n=0, residual=False).inputs(torch.float32), tile=None)
-    assert y.shape == (0, 24, 9, 7)
+    assert y.shape == (0, 24, 6, 5)
 
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 1)])
@@ -87,7 +87,7 @@ def test_nan_and_infinity_go_where_pytorch_sends_them(relu: bool, kernel: tuple[
     x[1, 2, 1, 1] = float("inf")
     assert residual is not None
     residual[0, :, 0, 0] = float("-inf")
-    residual[1, 5, 8, 6] = float("nan")
+    residual[1, 5, 5, 4] = float("nan")
     problem.check(dtype, inputs=(x, weight, bias, residual))
 
 
@@ -104,7 +104,7 @@ def test_misaligned_input(dtype: torch.dtype) -> None:
     problem = Convolution(c=16)
     x, weight, bias, residual = problem.inputs(dtype)
     storage = torch.empty(x.numel() + 1, dtype=dtype)
-    view = storage[1:].view(2, 9, 7, 16).permute(0, 3, 1, 2)
+    view = storage[1:].view(2, 6, 5, 16).permute(0, 3, 1, 2)
     view.copy_(x)
     problem.check(dtype, inputs=(view, weight, bias, residual))
 
@@ -156,7 +156,7 @@ def problems(draw: st.DrawFn) -> Convolution:
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(problem=problems(), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**31))
 def test_drawn_problems(problem: Convolution, dtype: torch.dtype, seed: int) -> None:
     torch.manual_seed(seed)

@@ -30,7 +30,7 @@ class Convolution:
 
     n: int = 2
     c: int = 16
-    image: tuple[int, int] = (9, 7)
+    image: tuple[int, int] = (6, 5)
     k: int = 24
     kernel: tuple[int, int] = (3, 3)
     stride: tuple[int, int] = (1, 1)

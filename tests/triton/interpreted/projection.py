@@ -18,9 +18,9 @@ from fastres.tuning import Tile
 ONE = {"kernel": (1, 1), "padding": (0, 0), "residual": False, "relu": False}
 BRANCH = Convolution(residual=False, relu=False)
 CASES = {
-    "bottleneck": (replace(BRANCH, **ONE), Convolution(c=32, image=(17, 13), stride=(2, 2), **ONE)),
+    "bottleneck": (replace(BRANCH, **ONE), Convolution(c=32, image=(11, 9), stride=(2, 2), **ONE)),
     "bottleneck, stride 1": (replace(BRANCH, **ONE), Convolution(c=10, **ONE)),
-    "basic block": (BRANCH, Convolution(c=8, image=(18, 14), stride=(2, 2), **ONE)),
+    "basic block": (BRANCH, Convolution(c=8, image=(12, 10), stride=(2, 2), **ONE)),
     "odd channels": (replace(BRANCH, c=5, k=7), Convolution(c=3, k=7, **ONE)),
     "3x3 shortcut, dilated": (replace(BRANCH, dilation=(2, 2), padding=(2, 2)), replace(BRANCH, c=16)),
     "one pixel": (replace(BRANCH, n=1, image=(1, 1), **ONE), Convolution(n=1, image=(1, 1), **ONE)),
