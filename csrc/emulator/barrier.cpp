@@ -87,6 +87,7 @@ Step run_bar(Warp& w, const Instruction& i, Mask mask) {
     return Step::Wait;
   }
   barrier_passes(w, barrier.released);
+  w.meetings++;
   if (kind == Kind::RedPopc) {
     for_lanes(mask, [&](int l) { w.lanes<uint32_t>(i.r[3])[l] = barrier.result; });
   } else if (kind >= Kind::RedAnd) {
@@ -134,7 +135,9 @@ void decode_bar(Decoder& d, bool aligned) {
 }
 
 Step run_bar_warp(Warp& w, const Instruction& i, Mask mask) {
-  return gathered(w, i, mask, w.lanes<uint32_t>(i.r[0])) ? Step::Next : Step::Wait;
+  if (!gathered(w, i, mask, w.lanes<uint32_t>(i.r[0]))) return Step::Wait;
+  w.meetings++;
+  return Step::Next;
 }
 void decode_bar_warp(Decoder& d) {
   d.take("sync");

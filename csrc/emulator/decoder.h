@@ -12,12 +12,17 @@
 
 namespace fastres::emulator {
 
+inline uint64_t align_up(uint64_t value, uint64_t align) {
+  return (value + align - 1) / align * align;
+}
+
 class Decoder;
 using Decode = void (*)(Decoder& d);
 using Family = std::unordered_map<std::string, Decode>;
 
 // One function per family, in the family's own file.
 const Family& integer_family();
+const Family& bits_family();
 const Family& float_family();
 const Family& move_family();
 const Family& conversion_family();

@@ -40,7 +40,7 @@ struct GlobalActor {
 
 class GlobalOrder {
  public:
-  explicit GlobalOrder(uint64_t bytes) : pages_((bytes + kPage - 1) / kPage) {}
+  explicit GlobalOrder(uint64_t bytes) : writes_((bytes + kPage - 1) / kPage), reads_((bytes + kPage - 1) / kPage) {}
 
   // What the actor conflicts with in accessing these bytes (within one page): "" or words like "written by block 3".
   std::string read(uint64_t offset, uint32_t bytes, const GlobalActor& actor);
@@ -53,16 +53,23 @@ class GlobalOrder {
  private:
   static constexpr uint64_t kPage = 4096;
   static constexpr uint32_t kMany = 0xffffffffu;
-  struct Page {
-    std::array<uint32_t, kPage> writer{}, reader{};  // block + 1
-    std::array<bool, kPage> strong{};                // the last write was a strong one
-    std::array<Epoch, kPage> written{}, read{};      // by which warp and when; time 0: not known
+  // Apart, since most tensors are only read or only written. By byte: block + 1, and the warp's epoch (time 0:
+  // unknown).
+  struct Writes {
+    std::array<uint32_t, kPage> block{};
+    std::array<bool, kPage> strong{};
+    std::array<Epoch, kPage> at{};
   };
-  std::vector<std::unique_ptr<Page>> pages_;
+  struct Reads {
+    std::array<uint32_t, kPage> block{};
+    std::array<Epoch, kPage> at{};
+  };
+  std::vector<std::unique_ptr<Writes>> writes_;
+  std::vector<std::unique_ptr<Reads>> reads_;
   std::unordered_map<uint64_t, Blocks> flags_;
 
-  Page& page(uint64_t offset);
-  static std::string against_write(const Page& page, uint64_t i, const GlobalActor& actor);
+  static std::string against_write(const Writes& writes, uint64_t i, const GlobalActor& actor);
+  static std::string against_read(const Reads& reads, uint64_t i, const GlobalActor& actor);
 };
 
 }  // namespace fastres::emulator

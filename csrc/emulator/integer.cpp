@@ -1,21 +1,17 @@
-// Integer arithmetic, logic, shifts and bit fields. PTX ISA, "Integer Arithmetic Instructions", "Extended-Precision
-// Integer Arithmetic Instructions", "Logic and Shift Instructions".
+// Integer arithmetic. PTX ISA, "Integer Arithmetic Instructions" and "Extended-Precision Integer Arithmetic
+// Instructions".
 #include <algorithm>
 #include <type_traits>
 
-#include "emulator/lanes.h"
+#include "emulator/integer_lanes.h"
 
 namespace fastres::emulator {
 
 namespace {
 
 template <class T>
-using U = std::make_unsigned_t<T>;
-template <class T>
 using Wide = std::conditional_t<std::is_signed_v<T>, std::conditional_t<sizeof(T) == 8, __int128, int64_t>,
                                 std::conditional_t<sizeof(T) == 8, unsigned __int128, uint64_t>>;
-template <class T>
-constexpr int kBits = 8 * static_cast<int>(sizeof(T));
 
 // Sums and products wrap: computed unsigned, and wide enough that uint16_t isn't promoted to int.
 struct Add {
@@ -98,37 +94,6 @@ struct Max {
     return a < b ? b : a;
   }
 };
-struct And {
-  template <class T>
-  T operator()(T a, T b) const {
-    return static_cast<T>(a & b);
-  }
-};
-struct Or {
-  template <class T>
-  T operator()(T a, T b) const {
-    return static_cast<T>(a | b);
-  }
-};
-struct Xor {
-  template <class T>
-  T operator()(T a, T b) const {
-    return static_cast<T>(a ^ b);
-  }
-};
-struct Shl {
-  template <class T>
-  T operator()(T a, uint32_t n) const {
-    return n >= static_cast<uint32_t>(kBits<T>) ? T{0} : static_cast<T>(static_cast<uint64_t>(a) << n);
-  }
-};
-struct Shr {
-  template <class T>
-  T operator()(T a, uint32_t n) const {
-    return static_cast<T>(a >> std::min<uint32_t>(n, kBits<T> - 1)) &
-           (n >= kBits<T> && !std::is_signed_v<T> ? T{0} : ~T{0});
-  }
-};
 struct Abs {
   template <class T>
   T operator()(T a) const {
@@ -141,84 +106,6 @@ struct Neg {
     return Sub{}(T{0}, a);
   }
 };
-struct Not {
-  template <class T>
-  T operator()(T a) const {
-    return static_cast<T>(~a);
-  }
-};
-struct CNot {
-  template <class T>
-  T operator()(T a) const {
-    return a == 0;
-  }
-};
-struct PopC {
-  template <class T>
-  uint32_t operator()(T a) const {
-    return static_cast<uint32_t>(__builtin_popcountll(a));
-  }
-};
-struct Clz {
-  template <class T>
-  uint32_t operator()(T a) const {
-    return a == 0 ? kBits<T> : static_cast<uint32_t>(__builtin_clzll(a)) - (64 - kBits<T>);
-  }
-};
-struct BRev {
-  template <class T>
-  T operator()(T a) const {
-    T result = 0;
-    for (int bit = 0; bit < kBits<T>; bit++) result = static_cast<T>(result << 1 | (a >> bit & 1));
-    return result;
-  }
-};
-template <bool kShiftAmount>
-struct BFind {
-  template <class T>
-  uint32_t operator()(T a) const {
-    const U<T> bits = static_cast<U<T>>(std::is_signed_v<T> && a < 0 ? ~a : a);
-    if (bits == 0) return 0xffffffffu;
-    const uint32_t position = 63 - static_cast<uint32_t>(__builtin_clzll(bits));
-    return kShiftAmount ? kBits<T> - 1 - position : position;
-  }
-};
-struct Bfe {
-  template <class T>
-  T operator()(T a, uint32_t position, uint32_t length) const {
-    position &= 0xff;
-    length &= 0xff;
-    if (length == 0) return 0;
-    constexpr uint32_t msb = kBits<T> - 1;
-    const U<T> bits = static_cast<U<T>>(a);
-    const bool sign = std::is_signed_v<T> && (bits >> std::min(position + length - 1, msb) & 1);
-    U<T> result = position > msb ? 0 : bits >> position;
-    const uint32_t valid = std::min(length, position > msb ? 0 : kBits<T> - position);
-    if (valid < static_cast<uint32_t>(kBits<T>)) {
-      const U<T> keep = (U<T>{1} << valid) - 1;
-      result = (result & keep) | (sign ? ~keep : 0);
-    }
-    return static_cast<T>(result);
-  }
-};
-template <class T>
-T bfi(T insert, T into, uint32_t position, uint32_t length) {
-  position &= 0xff;
-  length &= 0xff;
-  for (uint32_t bit = 0; bit < length && position + bit < static_cast<uint32_t>(kBits<T>); bit++) {
-    const T one = T{1} << (position + bit);
-    into = (insert >> bit & 1) ? into | one : into & ~one;
-  }
-  return into;
-}
-template <class T>
-Step run_bfi(Warp& w, const Instruction& i, Mask mask) {
-  Lane<T>* d = w.lanes<Lane<T>>(i.r[0]);
-  const Lane<T>*a = w.lanes<Lane<T>>(i.r[1]), *b = w.lanes<Lane<T>>(i.r[2]);
-  const uint32_t *position = w.lanes<uint32_t>(i.r[3]), *length = w.lanes<uint32_t>(i.r[4]);
-  for_lanes(mask, [&](int l) { d[l] = bfi<T>(static_cast<T>(a[l]), static_cast<T>(b[l]), position[l], length[l]); });
-  return Step::Next;
-}
 struct Sad {
   template <class T>
   T operator()(T a, T b, T c) const {
@@ -252,39 +139,6 @@ struct Dp2a {
     return c;
   }
 };
-template <bool kLeft, bool kWrap>
-struct Funnel {
-  uint32_t operator()(uint32_t low, uint32_t high, uint32_t n) const {
-    n = kWrap ? n & 31 : std::min(n, 32u);
-    const uint64_t both = uint64_t{high} << 32 | low;
-    return static_cast<uint32_t>(kLeft ? both << n >> 32 : both >> n);
-  }
-};
-// A 16-bit operation on both halves.
-template <class T, class Op>
-struct Halves {
-  uint32_t operator()(uint32_t a, uint32_t b) const {
-    const uint32_t low = static_cast<uint16_t>(Op{}(static_cast<T>(a), static_cast<T>(b)));
-    const uint32_t high = static_cast<uint16_t>(Op{}(static_cast<T>(a >> 16), static_cast<T>(b >> 16)));
-    return high << 16 | low;
-  }
-};
-
-Step run_lop3(Warp& w, const Instruction& i, Mask mask) {
-  uint32_t* d = w.lanes<uint32_t>(i.r[0]);
-  const uint32_t *a = w.lanes<uint32_t>(i.r[1]), *b = w.lanes<uint32_t>(i.r[2]), *c = w.lanes<uint32_t>(i.r[3]);
-  const uint32_t table = i.a;
-  for_lanes(mask, [&](int l) {
-    uint32_t result = 0;
-    for (uint32_t row = 0; row < 8; row++) {
-      if (!(table >> row & 1)) continue;
-      result |= (row & 4 ? a[l] : ~a[l]) & (row & 2 ? b[l] : ~b[l]) & (row & 1 ? c[l] : ~c[l]);
-    }
-    d[l] = result;
-  });
-  return Step::Next;
-}
-
 // add.cc, addc, sub.cc, subc, mad.cc, madc: the carry is one bit a lane. For subtraction it holds the borrow.
 template <class T, bool kSubtract, bool kCarryIn, bool kCarryOut>
 Step run_carry(Warp& w, const Instruction& i, Mask mask) {
@@ -312,88 +166,6 @@ Step run_mad_carry(Warp& w, const Instruction& i, Mask mask) {
     if (kCarryOut) w.carry = (w.carry & ~(1u << l)) | static_cast<uint32_t>(result >> kBits<T> & 1) << l;
   });
   return Step::Next;
-}
-
-template <class Op>
-void binary(Decoder& d, Type type) {
-  operands(d, type, {type, type});
-  if (type == Type::U16x2) {
-    d.instruction().run = map2<uint32_t, uint32_t, uint32_t, Halves<uint16_t, Op>>;
-  } else if (type == Type::S16x2) {
-    d.instruction().run = map2<uint32_t, uint32_t, uint32_t, Halves<int16_t, Op>>;
-  } else {
-    with_integer(d, type, [&](auto t) {
-      using T = decltype(t);
-      d.instruction().run = map2<T, T, T, Op>;
-    });
-  }
-}
-
-template <class Op>
-void unary(Decoder& d) {
-  const Type type = d.take_type();
-  operands(d, type, {type});
-  with_integer(d, type, [&](auto t) {
-    using T = decltype(t);
-    d.instruction().run = map1<T, T, Op>;
-  });
-}
-
-// Integer results of 32 bits from any size: popc, clz, bfind.
-template <class Op>
-void count(Decoder& d) {
-  const Type type = d.take_type();
-  operands(d, Type::U32, {type});
-  with_integer(d, type, [&](auto t) {
-    using T = decltype(t);
-    d.instruction().run = map1<uint32_t, T, Op>;
-  });
-}
-
-template <class Op>
-void shift(Decoder& d) {
-  const Type type = d.take_type();
-  operands(d, type, {type, Type::U32});
-  with_integer(d, type, [&](auto t) {
-    using T = decltype(t);
-    d.instruction().run = map2<T, T, uint32_t, Op>;
-  });
-}
-
-// and, or, xor on predicates.
-template <class Op>
-Step run_predicates(Warp& w, const Instruction& i, Mask mask) {
-  const Mask a = w.predicate(i.r[1]) ^ i.a, b = w.predicate(i.r[2]) ^ i.b;
-  Mask& d = w.predicate(i.r[0]);
-  d = (d & ~mask) | (Op{}(a, b) & mask);
-  return Step::Next;
-}
-Step run_not_predicate(Warp& w, const Instruction& i, Mask mask) {
-  const Mask a = w.predicate(i.r[1]) ^ i.a;
-  Mask& d = w.predicate(i.r[0]);
-  d = (d & ~mask) | (~a & mask);
-  return Step::Next;
-}
-
-template <class Op>
-void logic(Decoder& d) {
-  const Type type = d.take_type();
-  if (type != Type::Pred) return binary<Op>(d, type);
-  d.expect_operands(3, 3);
-  Instruction& i = d.instruction();
-  i.r[0] = d.predicate_dst(d.operand(0));
-  i.r[1] = d.predicate_src(d.operand(1), i.a);
-  i.r[2] = d.predicate_src(d.operand(2), i.b);
-  i.run = run_predicates<Op>;
-}
-
-void decode_not(Decoder& d) {
-  if (!d.take("pred")) return unary<Not>(d);
-  d.expect_operands(2, 2);
-  Instruction& i = d.instruction();
-  i.r[0] = d.predicate_dst(d.operand(0));
-  i.r[1] = d.predicate_src(d.operand(1), i.a);
-  i.run = run_not_predicate;
 }
 
 template <bool kSubtract>
@@ -529,49 +301,6 @@ void decode_sad(Decoder& d) {
   });
 }
 
-void decode_bfe(Decoder& d) {
-  const Type type = d.take_type();
-  operands(d, type, {type, Type::U32, Type::U32});
-  with_integer(d, type, [&](auto t) {
-    using T = decltype(t);
-    d.instruction().run = map3<T, T, uint32_t, uint32_t, Bfe>;
-  });
-}
-
-void decode_bfi(Decoder& d) {
-  const Type type = d.take_type();
-  operands(d, type, {type, type, Type::U32, Type::U32});
-  d.instruction().run = is_wide(type) ? run_bfi<uint64_t> : run_bfi<uint32_t>;
-}
-
-void decode_bfind(Decoder& d) {
-  if (d.take("shiftamt")) {
-    count<BFind<true>>(d);
-  } else {
-    count<BFind<false>>(d);
-  }
-}
-
-void decode_lop3(Decoder& d) {
-  const Type type = d.take_type();
-  if (type != Type::B32) d.fail("is for .b32");
-  d.expect_operands(5, 5);
-  Instruction& i = d.instruction();
-  i.r[0] = d.dst(0, type);
-  for (size_t n = 1; n < 4; n++) i.r[n] = d.src(n, type);
-  i.a = static_cast<uint32_t>(d.constant(d.operand(4)));
-  i.run = run_lop3;
-}
-
-void decode_shf(Decoder& d) {
-  const bool left = d.take_any({"l", "r"}) == "l", wrap = d.take_any({"wrap", "clamp"}) == "wrap";
-  const Type type = d.take_type();
-  operands(d, type, {type, type, Type::U32});
-  using S = uint32_t;
-  d.instruction().run = left ? (wrap ? map3<S, S, S, S, Funnel<true, true>> : map3<S, S, S, S, Funnel<true, false>>)
-                             : (wrap ? map3<S, S, S, S, Funnel<false, true>> : map3<S, S, S, S, Funnel<false, false>>);
-}
-
 void decode_dp4a(Decoder& d) {
   const bool a = d.take_word() == "s32", b = d.take_word() == "s32";
   operands(d, Type::B32, {Type::B32, Type::B32, Type::B32});
@@ -634,18 +363,9 @@ void decode_integer_neg(Decoder& d) {
 
 const Family& integer_family() {
   static const Family family = {
-      {"addc", with_carry<false>},  {"subc", with_carry<true>},
-      {"madc", multiply_add_carry}, {"mul24", multiply_24<false>},
-      {"mad24", multiply_24<true>}, {"rem", typed_binary<Rem>},
-      {"and", logic<And>},          {"or", logic<Or>},
-      {"xor", logic<Xor>},          {"not", decode_not},
-      {"cnot", unary<CNot>},        {"shl", shift<Shl>},
-      {"shr", shift<Shr>},          {"shf", decode_shf},
-      {"lop3", decode_lop3},        {"popc", count<PopC>},
-      {"clz", count<Clz>},          {"brev", unary<BRev>},
-      {"bfind", decode_bfind},      {"bfe", decode_bfe},
-      {"bfi", decode_bfi},          {"sad", decode_sad},
-      {"dp4a", decode_dp4a},        {"dp2a", decode_dp2a},
+      {"addc", with_carry<false>},   {"subc", with_carry<true>},   {"madc", multiply_add_carry},
+      {"mul24", multiply_24<false>}, {"mad24", multiply_24<true>}, {"rem", typed_binary<Rem>},
+      {"sad", decode_sad},           {"dp4a", decode_dp4a},        {"dp2a", decode_dp2a},
   };
   return family;
 }

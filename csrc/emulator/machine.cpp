@@ -13,6 +13,7 @@ Block::Block(Machine& owner, uint64_t block_id, Extent place) : machine(owner), 
   shared.end = kernel.static_shared_end + machine.launch.dynamic_shared;
   shared.data.assign(shared.end, 0xff);  // NaN in every float type
   shared.shadow = Shadow(shared.end, false);
+  shared.writers.assign(shared.end, 0);
 }
 
 bool Block::done() const {

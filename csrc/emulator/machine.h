@@ -80,7 +80,8 @@ class Warp {
   const Mask initial;    // lanes that exist
   AsyncCopies async;
   FenceState fence;
-  Mask carry = 0;              // the condition code register, one bit a lane
+  uint32_t meetings = 1;  // how often the warp's lanes have waited for each other: their accesses before are ordered
+  Mask carry = 0;         // the condition code register, one bit a lane
   std::vector<uint8_t> local;  // 32 lanes' local memory, one after the other
 
  private:

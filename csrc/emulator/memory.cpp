@@ -194,7 +194,30 @@ uint8_t* Memory::shared(const Access& access) {
     return nullptr;
   }
   if (access.proxy != Proxy::Async) note_shared_access(access, *block, static_cast<uint32_t>(offset));
+  if (block == &access.warp.block) order_lanes(access, memory, offset);
   return finish(access, memory.shadow, offset, memory.data.data(), "");
+}
+
+// A lane reads what another lane of its warp stored, with no bar.warp.sync or other meeting of the two in between.
+// Bytes that several lanes stored at once are left out: the reader may be one of them.
+void Memory::order_lanes(const Access& access, SharedMemory& memory, uint64_t offset) {
+  constexpr uint32_t kMeeting = (1u << 21) - 1;
+  const uint32_t warp = access.warp.index + 1, meeting = access.warp.meetings & kMeeting;
+  const uint32_t mine = warp << 26 | static_cast<uint32_t>(access.lane) << 21 | meeting;
+  const bool plain = access.proxy == Proxy::Generic && access.kind != AccessKind::ReadWrite;
+  uint32_t* writers = memory.writers.data() + offset;
+  for (uint32_t i = 0; i < access.bytes; i++) {
+    const bool lanes_apart = writers[i] != mine && writers[i] >> 26 == warp && (writers[i] & kMeeting) == meeting;
+    if (access.kind != AccessKind::Read) {
+      writers[i] = plain && !lanes_apart ? mine : 0;
+    } else if (plain && lanes_apart) {
+      fault(access, "race",
+            std::to_string(access.bytes) + "-byte read of shared memory at " + hex(access.address) + ", which lane " +
+                std::to_string(writers[i] >> 21 & 31) + " of the same warp has written",
+            "bar.warp.sync (__syncwarp) between the two");
+      return;
+    }
+  }
 }
 
 uint8_t* Memory::global(const Access& access) {

@@ -54,6 +54,7 @@ class Shadow {
 struct SharedMemory {
   std::vector<uint8_t> data;  // from address 0; kernel.shared_base bytes at the start belong to nobody
   Shadow shadow{0, false};
+  std::vector<uint32_t> writers;  // by byte: warp + 1, lane and meeting of the last store, 0 for none to compare with
   uint32_t begin = 0, end = 0;
 };
 
@@ -105,6 +106,7 @@ class Memory {
   void fault(const Access& access, const char* kind, std::string message, std::string expected);
   uint8_t* finish(const Access& access, Shadow& shadow, uint64_t offset, uint8_t* data, const std::string& where);
   void order(const Access& access, Known& known, uint64_t offset, const std::string& where);
+  void order_lanes(const Access& access, SharedMemory& memory, uint64_t offset);
   uint8_t* shared(const Access& access);
   uint8_t* global(const Access& access);
   uint8_t* local(const Access& access);

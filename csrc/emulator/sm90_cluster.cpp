@@ -100,6 +100,7 @@ Step run_cluster_barrier(Warp& w, const Instruction& i, Mask mask) {
   const auto found = barrier.arrived.find(&w);
   if (found != barrier.arrived.end() && (found->second & mask)) return Step::Wait;
   state.timeline.acquire(barrier.released);
+  w.meetings++;
   return Step::Next;
 }
 

@@ -107,7 +107,10 @@ Step run_wait(Warp& w, const Instruction& i, Mask mask) {
     released.join(cell->barrier.released());
   });
   if (done != mask && !may_fail(w, i)) return Step::Wait;
-  if (done != 0 && !(i.a & kRelaxed_)) state.timeline.acquire(released);
+  if (done != 0 && !(i.a & kRelaxed_)) {
+    state.timeline.acquire(released);
+    w.meetings++;
+  }
   Mask& p = w.predicate(i.r[0]);
   p = (p & ~mask) | done;
   return Step::Next;

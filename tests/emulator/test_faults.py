@@ -233,6 +233,22 @@ def test_warps_share_global_memory_only_across_a_barrier() -> None:
         assert caught(mutate(body, "bar.sync 0; // empty", ""), x, threads=64, seed=seed) == "race"
 
 
+def test_lanes_share_memory_only_across_a_warp_barrier() -> None:
+    body = """
+  .shared .align 4 .b32 s[32];
+  mov.u32 %r0, s;
+  shl.b32 %r1, %tid, 2;
+  add.u32 %r2, %r0, %r1;
+  xor.b32 %r3, %r1, 4;
+  add.u32 %r3, %r3, %r0;
+  st.shared.b32 [%r2], %tid;
+  bar.warp.sync -1;
+  ld.shared.b32 %r4, [%r3];"""
+    for seed in SEEDS:
+        launch(body, torch.zeros(1), threads=32, seed=seed)
+        assert caught(mutate(body, "bar.warp.sync -1;", ""), torch.zeros(1), threads=32, seed=seed) == "race"
+
+
 ALONE = {
     "trap": ("trap;", "trap"),
     "endless": ("LOOP: bra LOOP;", "endless"),
