@@ -46,25 +46,45 @@ SharedOrder::Set SharedOrder::with(Set set, const SharedAccess& access) {
   return next;
 }
 
+// Keeps the sets that some word has.
+void SharedOrder::collect() {
+  if (sets_.size() < kMostSets) return;
+  std::vector<Set> kept(sets_.size(), 0);
+  std::vector<Readers> sets(1);
+  for (Cell& cell : cells_) {
+    if (cell.readers != 0 && kept[cell.readers] == 0) {
+      kept[cell.readers] = static_cast<Set>(sets.size());
+      sets.push_back({std::move(sets_[cell.readers].all), {}});
+    }
+    cell.readers = kept[cell.readers];
+  }
+  sets_ = std::move(sets);
+  last_from_ = last_to_ = 0;
+  last_reader_ = {};
+}
+
 Conflict SharedOrder::read(uint32_t address, uint32_t bytes, const SharedAccess& access, const Knowledge& known) {
   Conflict first;
-  Set from = 0, to = with(0, access);
+  const Cell* checked = nullptr;  // words of a tile have the same history, so compare with the last one first
   for (uint32_t i = address / 4; i < (address + bytes + 3) / 4; ++i) {
     Cell& cell = cells_[i];
-    if (!first) {
+    if (!first && (checked == nullptr || !cell.same_write(*checked))) {
       first = against_write(cell, mask_of(i, address, bytes), access, known);
       first.address = i * 4;
+      checked = mask_of(i, address, bytes) == kWord ? &cell : nullptr;
     }
-    if (cell.readers != from) {
-      from = cell.readers;
-      to = with(from, access);
+    if (cell.readers != last_from_ || !(access.at == last_reader_.at) || access.proxy != last_reader_.proxy) {
+      last_from_ = cell.readers;
+      last_reader_ = access;
+      last_to_ = with(last_from_, access);
     }
-    cell.readers = to;
+    cell.readers = last_to_;
   }
   return first;
 }
 
 Conflict SharedOrder::write(uint32_t address, uint32_t bytes, const SharedAccess& access, const Knowledge& known) {
+  collect();
   Conflict first;
   Set checked = 0;
   for (uint32_t i = address / 4; i < (address + bytes + 3) / 4; ++i) {
@@ -85,8 +105,7 @@ Conflict SharedOrder::write(uint32_t address, uint32_t bytes, const SharedAccess
       }
       cell.readers = 0;
     }
-    const bool same = cell.write.agent == access.at.agent && cell.write.time == access.at.time;
-    cell.mask = same ? cell.mask | mask : mask;
+    cell.mask = cell.write == access.at ? cell.mask | mask : mask;
     cell.write = access.at;
     cell.proxy = access.proxy;
     cell.atomic = access.atomic;

@@ -50,6 +50,10 @@ class SharedOrder {
     uint8_t mask = 0;  // bytes that `write` wrote
     Proxy proxy = Proxy::Generic;
     bool atomic = false;
+
+    bool same_write(const Cell& o) const {
+      return write == o.write && mask == o.mask && proxy == o.proxy && atomic == o.atomic;
+    }
   };
   struct Reader {
     Epoch at;
@@ -62,8 +66,13 @@ class SharedOrder {
 
   std::vector<Cell> cells_;
   std::vector<Readers> sets_;
+  Set last_from_ = 0, last_to_ = 0;  // with(last_from_, last_reader_), once there was one
+  SharedAccess last_reader_;
+
+  static constexpr size_t kMostSets = 1 << 16;
 
   Set with(Set set, const SharedAccess& access);
+  void collect();
   Conflict against_write(const Cell& cell, uint8_t mask, const SharedAccess& access, const Knowledge& known) const;
 };
 

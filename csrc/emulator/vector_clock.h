@@ -18,6 +18,8 @@ using Agent = uint32_t;
 struct Epoch {
   Agent agent = 0;
   uint32_t time = 0;
+
+  bool operator==(const Epoch& o) const { return agent == o.agent && time == o.time; }
 };
 
 class VectorClock {
