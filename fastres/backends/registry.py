@@ -1,14 +1,14 @@
 """Which backend runs a fused operator.
 
 Asked for by name, innermost first: `use_backend(...)`, `backend=` of the model, the environment's FASTRES_BACKEND; a
-named backend runs or raises. Without a name, or by the name "auto", the first of `AUTO_ORDER` that can run a problem
-runs it, and `fastres.explain` says why.
+named backend runs or raises. Without a name, or by the name "auto", the first in `ranking.order` that can run a problem
+runs it, kernels of ours only where they are verified, and `fastres.explain` says why.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from .. import reference, tuning
 from ..layer import ConvBN
 from ..pixels import Pixels
-from . import verification
+from . import ranking, verification
 
 AUTO = "auto"
 PLAIN = "plain"  # what `explain` shows where nothing fuses
-AUTO_ORDER = ("onednn", "cudnn", "reference")
 
 
 class BackendError(RuntimeError):
@@ -89,6 +88,8 @@ class Choice:
     x_shape: tuple[int, ...]
     backend: str
     reason: str
+    operator: str = ""  # one of ranking's, and the layer: "" and None where it ran unfused
+    layer: ConvBN | None = None
 
 
 _registered: dict[str, Backend] = {}
@@ -159,9 +160,10 @@ def requested(model_backend: str) -> str:
     return name or AUTO
 
 
-def switches() -> tuple[bool, bool]:
-    """PyTorch's own switches that a choice depends on, beside the name that was asked for and the problem."""
-    return torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+def switches() -> tuple[int, ...]:
+    """What a choice depends on beside the name that was asked for and the problem: PyTorch's switches, our tables."""
+    pytorch = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled(), tuning.conv_tf32()
+    return *pytorch, ranking.changes, verification.changes
 
 
 def is_recording() -> bool:
@@ -169,20 +171,33 @@ def is_recording() -> bool:
     return _log.get() is not None
 
 
-def resolve(x: Tensor, layer: ConvBN, model_backend: str = "") -> Backend:
-    """The backend that runs `layer` on `x`. Raises BackendError if one was named and cannot."""
+def resolve(
+    x: Tensor,
+    layer: ConvBN,
+    model_backend: str = "",
+    operator: str = ranking.CONV,
+    beside: Backend | None = None,
+) -> Backend:
+    """The backend that runs `layer` on `x` as part of `operator`. Raises BackendError if one was named and cannot.
+
+    `beside` runs the convolution that a shortcut is added to: it comes first, as it may do both as one.
+    """
     name = requested(model_backend)
     if name != AUTO:
         backend = get(name)
         if reason := backend.unsupported(x, layer):
             raise BackendError(f"backend {name!r} cannot run this convolution: {reason}")
-        _record(x, layer, backend, "asked for by name")
+        _record(x, layer, backend, "asked for by name", operator)
         return backend
-    for name in AUTO_ORDER:
+    if beside is not None and not beside.keeps_parameters and _declines(beside, x, layer) is None:
+        _record(x, layer, beside, "as one with the convolution that it is added to", operator)
+        return beside
+    names = [name for name in ranking.order(operator, x, layer) if name in _registered]
+    for name in names:
         backend = _registered[name]
         if _declines(backend, x, layer) is None:
             if _log.get() is not None:
-                _record(x, layer, backend, _why_not_before(name, x, layer))
+                _record(x, layer, backend, _why(name, names, x, layer, operator), operator)
             return backend
     raise AssertionError("the reference backend runs everything")
 
@@ -204,9 +219,9 @@ def record_plain(conv: object, x: Tensor, reason: str) -> None:
         log.append(Choice(id(conv), tuple(x.shape), PLAIN, reason))
 
 
-def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str) -> None:
+def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str, operator: str) -> None:
     if (log := _log.get()) is not None:
-        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), backend.name, reason))
+        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), backend.name, reason, operator, layer))
 
 
 def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
@@ -217,7 +232,9 @@ def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
     return None if fingerprint is None else verification.obstacle(backend.name, fingerprint, x.device)
 
 
-def _why_not_before(chosen: str, x: Tensor, layer: ConvBN) -> str:
-    passed_over = AUTO_ORDER[: AUTO_ORDER.index(chosen)]
+def _why(chosen: str, names: Sequence[str], x: Tensor, layer: ConvBN, operator: str) -> str:
+    passed_over = names[: names.index(chosen)]
     reasons = [f"{name}: {_declines(_registered[name], x, layer)}" for name in passed_over]
+    if chosen == ranking.fastest(operator, x, layer):
+        return "the fastest here when `fastres tune` measured"
     return "; ".join(reasons) or f"first choice for {x.device.type}"
