@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import reference
 from ..layer import ConvBN
+from ..pixels import Pixels
 from . import verification
 
 AUTO = "auto"
@@ -69,6 +70,12 @@ class Backend:
 
     def stem(self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int) -> Tensor:
         return F.max_pool2d(self.conv(x, prepared, True), kernel, stride, padding)
+
+    def stem_uint8(
+        self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+    ) -> Tensor:
+        """`stem` on 8-bit `x`, of which `pixels` makes numbers of `dtype`; `prepared` is for such numbers."""
+        return self.stem(reference.normalize(x, pixels, dtype), prepared, kernel, stride, padding)
 
     def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return reference.head(x, weight, bias)
