@@ -109,7 +109,14 @@ def names() -> list[str]:
 
 def backends() -> dict[str, str | None]:
     """Every backend of this build, with the reason why it cannot run on this machine, or None where it can."""
-    return {name: backend.unavailable() for name, backend in _registered.items()}
+    return {name: _unavailable(backend) for name, backend in _registered.items()}
+
+
+def _unavailable(backend: Backend) -> str | None:
+    try:
+        return backend.unavailable()
+    except ImportError as error:  # a broken native module: told in a list, raised where something is to run
+        return str(error)
 
 
 def notes() -> dict[str, str]:
