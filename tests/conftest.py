@@ -20,23 +20,28 @@ torch.set_num_threads(1)  # the images are small: a second thread would mostly w
 hypothesis.settings.register_profile("fastres", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("fastres")
 
-_without_gpu: list[str] = []
+_left_out: dict[str, list[str]] = {}  # by why
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sweep", action="store_true", help="also run what is marked `sweep`: minutes of compilation")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if needs_gpu:
-        _without_gpu.extend(item.nodeid for item in needs_gpu)
-        config.hook.pytest_deselected(items=needs_gpu)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    here = {"gpu": torch.cuda.is_available(), "sweep": config.getoption("--sweep")}
+    why = {"gpu": "they need an NVIDIA GPU", "sweep": "they take minutes: run with --sweep"}
+    for marker in (marker for marker, runs in here.items() if not runs):
+        left_out = [item for item in items if item.get_closest_marker(marker)]
+        if left_out:
+            _left_out[why[marker]] = [item.nodeid for item in left_out]
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _without_gpu:
-        terminalreporter.section(f"{len(_without_gpu)} tests not run: they need an NVIDIA GPU")
-        for name, count in Counter(nodeid.partition("[")[0] for nodeid in _without_gpu).items():
+    for why, nodeids in _left_out.items():
+        terminalreporter.section(f"{len(nodeids)} tests not run: {why}")
+        for name, count in Counter(nodeid.partition("[")[0] for nodeid in nodeids).items():
             terminalreporter.line(f"{name} ({count})")
 
 
