@@ -26,7 +26,8 @@ examples:
   fastres profile resnet50                                  on the GPU if any, else the CPU
   fastres profile ResNet50 --batch 32 --dtype bfloat16 --json r50.json --trace r50-trace.json
   fastres profile resnet18 --backend onednn --threads 2
-  fastres profile --show r50.json                           the tables of an earlier profile
+  fastres profile resnet50 --html r50.html                  a page with charts
+  fastres profile --show r50.json --html r50.html           the tables and the page of an earlier profile
 """
 
 
@@ -49,17 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--json", type=Path, metavar="FILE", help="save the record, every sample in it")
     add("--trace", type=Path, metavar="FILE", help="save a trace of some forwards, for chrome://tracing or Perfetto")
+    add("--html", type=Path, metavar="FILE", help="save a page with charts: one file, to look at or to print")
     add("--show", type=Path, metavar="FILE", help="show a saved record and measure nothing")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..measure import profile, profile_tables
+    from ..measure import page, profile, profile_tables, results
 
     if (args.model is None) == (args.show is None):
         raise UsageError("expected MODEL, or --show FILE")
     if args.show is not None and args.trace is not None:
         raise UsageError("argument --trace: a record has no trace in it: leave out --show")
-    for argument in ("json", "trace"):
+    for argument in ("json", "trace", "html"):
         if (path := getattr(args, argument)) is not None:
             measuring.check_writable(path, f"--{argument}")
     record = measuring.load(args.show) if args.show else _measure(args)
@@ -69,6 +71,9 @@ def run(args: argparse.Namespace) -> int:
     console.print(profile_tables.tables(record, wide=console.width >= WIDE))
     if args.json:
         measuring.save(record, args.json)
+    if args.html:
+        with measuring.writing(args.html):
+            results.write(page.page(record), args.html)
     return 1 if profile.failures(record) else 0
 
 

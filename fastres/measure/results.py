@@ -79,11 +79,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def save(result: dict[str, Any], path: Path) -> None:
     """Writes `result` to `path`, whole or not at all. Raises OSError where it cannot."""
+    write(json.dumps(result, indent=1) + "\n", path)
+
+
+def write(text: str, path: Path) -> None:
+    """Writes `text` to `path` in UTF-8, whole or not at all. Raises OSError where it cannot."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         publish(name, path)
