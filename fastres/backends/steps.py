@@ -55,6 +55,17 @@ class Moments(NamedTuple):
     values: int
 
 
+class Running(NamedTuple):
+    """A BatchNorm's running statistics, [C] of any floating dtype, and how much the batch's weigh in their update.
+
+    Where a BatchNorm's `momentum` is None, that is 1 / num_batches_tracked, counted with this batch.
+    """
+
+    mean: Tensor
+    var: Tensor
+    momentum: float
+
+
 class Steps:
     """The passes, forward then backward. Results are new tensors but where `overwrite` says otherwise."""
 
@@ -67,6 +78,30 @@ class Steps:
         deviations from the mean, merged in a fixed order.
         """
         raise NotImplementedError
+
+    def finalize(
+        self,
+        statistics: Tensor,
+        values: int,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        running: Running | None = None,
+    ) -> tuple[Moments, Affine]:
+        """A BatchNorm's vectors from `conv`'s statistics, and its running statistics updated in place.
+
+        `values` is the statistics' count, in every channel the same, which the host knows without asking the device;
+        where `running` is given it is 2 or more, since running variances are unbiased. `gamma` and `beta` are [C] of
+        any floating dtype, or None for 1 and 0.
+        """
+        _, mean, m2 = statistics.t().contiguous()
+        invstd = (m2 / values + eps).rsqrt()
+        scale = invstd if gamma is None else gamma.to(invstd) * invstd
+        shift = -mean * scale if beta is None else torch.addcmul(beta.to(mean), mean, scale, value=-1)
+        if running is not None:
+            for kept, new in (running.mean, mean), (running.var, m2 / (values - 1)):
+                kept.copy_(torch.lerp(kept.to(new), new, running.momentum))
+        return Moments(mean, invstd, scale, values), Affine(scale, shift)
 
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         """act(y * scale + shift [+ shortcut]), like y."""
