@@ -99,8 +99,8 @@ def test_the_pages_figures_are_the_records(record: dict[str, Any]) -> None:
     assert f"<b>{svg.number(8 / time)}</b><span>images a second</span>" in html
     assert ("On a CPU there are no launches" in html) == (record["launches"] is None)
     if record["launches"]:
-        waits = 2 / 12  # 10 of every 12 microseconds are busy
-        assert f"The GPU waits {waits:.0%} of a forward" in html
+        n = len(record["launches"])  # of 10 microseconds, with 2 between two
+        assert f"The GPU waits {2 * (n - 1) / (12 * n - 2):.0%} of a forward" in html
 
 
 def test_bars_are_as_long_as_their_times(record: dict[str, Any]) -> None:
