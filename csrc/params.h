@@ -101,8 +101,7 @@ struct StemParams {
 Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params);
 void append_stem_names(std::vector<KernelName>& names);
 
-// --- BatchNorm, ReLU, residual
-// -----------------------------------------------------------------------------------------
+// --- BatchNorm, ReLU, residual --------------------------------------------------------------------------------------
 
 enum class BnActPass : int32_t { kStatistics, kApply, kSums, kBackward };
 

@@ -30,8 +30,8 @@ _PACKAGE = Path(__file__).resolve().parent
 class Problem(NamedTuple):
     """The implicit GEMM of one convolution: with arithmetic and architecture, what a choice depends on."""
 
-    family: str  # "conv", "gemm", "projection" or "stem"
-    m: int  # output pixels
+    family: str  # "conv", "gemm", "projection" or "stem"; in training "conv_train", "dgrad" or "wgrad"
+    m: int  # output pixels; "dgrad" writes the convolution's input, these of it a pass, and reads its output as c
     n: int  # output channels of a group
     c: int  # input channels of a group; of the stem: the length of a filter's row, channels times width
     taps: int  # filter height times width; of the stem: the height
@@ -44,7 +44,8 @@ class Problem(NamedTuple):
 class Tile(NamedTuple):
     """How a kernel divides its work: the tile's sides, warps a program, stages of the load pipeline.
 
-    `group_m` is, for `gemm`, the tiles of a column that are neighbours in time; for `stem`, a program's pooled rows.
+    `group_m` is, for `gemm`, the tiles of a column that are neighbours in time; for `stem`, a program's pooled rows;
+    for `wgrad`, the number of splits. There `m` and `n` are sides of the weight's gradient, and `k` counts pixels.
     """
 
     m: int
@@ -138,6 +139,8 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     if problem.family == "stem":
         # 128 columns hold the 112 of a 224-pixel image; more stages only take registers, as no load is asynchronous.
         return Tile(128, min(64, _power_of_2(problem.n)), _power_of_2(problem.c), 8, 1)
+    if problem.family == "wgrad":
+        return _wgrad(problem, numbers, arch, multiprocessors)
     exact = numbers == "float32"  # computed outside the tensor cores, where operands take registers too
     least_n = 64 if exact else 32
     m, n = (128 if problem.m > 64 else 64), min(128, _power_of_2(problem.n))
@@ -150,6 +153,21 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
         stages -= 1
     return Tile(m, n, k, 8 if m * n >= 128 * (64 if exact else 128) else 4, stages)
+
+
+def _wgrad(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
+    """Columns within one tap where channels allow it; two programs a multiprocessor, splits of four steps or more."""
+    exact = numbers == "float32"
+    within = problem.c & -problem.c  # its largest power of two
+    columns = problem.c * problem.taps
+    m, n = (128 if problem.n > 64 and not exact else 64), min(128, within if within >= 32 else _power_of_2(columns))
+    k = 16 if exact else 32 if numbers == "tf32" else 64
+    tiles = -(-problem.n // m) * -(-columns // n) * problem.groups
+    splits = max(1, min(2 * multiprocessors // tiles, problem.m // (4 * k)))
+    stages = 3
+    while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
+        stages -= 1
+    return Tile(m, n, k, 8 if m * n >= 128 * (64 if exact else 128) else 4, stages, splits)
 
 
 def candidates(problem: Problem, numbers: str, arch: int) -> Iterator[Tile]:
@@ -167,14 +185,17 @@ def candidates(problem: Problem, numbers: str, arch: int) -> Iterator[Tile]:
         for k in (32, 64) if half else (16, 32):
             for stages in (2, 3, 4, 5):
                 if _bytes(problem, m, n, k, stages, numbers, arch) <= shared_memory(arch):
-                    yield Tile(m, n, k, 8 if m * n >= 128 * 128 else 4, stages)
+                    tile = Tile(m, n, k, 8 if m * n >= 128 * 128 else 4, stages)
+                    for splits in (1, 4, 16, 64, 256) if problem.family == "wgrad" else (tile.group_m,):
+                        yield tile._replace(group_m=splits)
 
 
 def _bytes(problem: Problem, m: int, n: int, k: int, stages: int, numbers: str, arch: int) -> int:
-    """Shared memory of a tile, about: the pipeline's operands, and residual and output where they move by TMA."""
+    """Shared memory of a tile, about: the pipeline's operands, one that was normalised, what moves out by TMA."""
     size = 2 if numbers in ("bfloat16", "float16") else 4
     written = 2 * m * n * size if problem.family == "gemm" and 90 <= arch < 120 else 0
-    return (m + n) * k * size * stages + written + 1024
+    normalised = max(m, n) * k * size if problem.family in ("conv_train", "wgrad") else 0
+    return (m + n) * k * size * stages + normalised + written + 1024
 
 
 def record(measured: Mapping[Problem, Tile], numbers: str, arch: int) -> Path:

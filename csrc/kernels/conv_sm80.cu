@@ -118,8 +118,7 @@ __device__ void epilogue(const ConvParams& params, const Accumulators<C>& sums, 
   }
 }
 
-// --- kernels
-// -----------------------------------------------------------------------------------------------------------
+// --- kernels --------------------------------------------------------------------------------------------------------
 
 // Grid: x tiles, those of one row of tiles next to each other so that they share A in L2; y groups; z splits of depth.
 template <class C>
@@ -223,8 +222,7 @@ FASTRES_CONV_KERNELS(FASTRES_DEFINE)
 FASTRES_REDUCE_KERNELS(FASTRES_DEFINE)
 #undef FASTRES_DEFINE
 
-// --- launcher
-// ----------------------------------------------------------------------------------------------------------
+// --- launcher -------------------------------------------------------------------------------------------------------
 
 namespace {
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import native
 from ..folding import folded
 from ..layer import ConvBN
+from ..pixels import Pixels
 from .registry import Backend
 from .steps import Affine, Geometry
 
@@ -262,6 +263,13 @@ class Planned(Backend):
         if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
             return super().stem(x, prepared, kernel, stride, padding)
         return self.run(stem(x, prepared))
+
+    def stem_uint8(
+        self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+    ) -> Tensor:
+        if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
+            return super().stem_uint8(x, prepared, kernel, stride, padding, pixels, dtype)
+        return self.run(stem(x, prepared, pixels.scale, pixels.shift))
 
 
 def dtype_of(x: Tensor) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import reference
 from ..layer import ConvBN
+from ..pixels import Pixels
 from . import verification
 
 AUTO = "auto"
@@ -70,6 +71,12 @@ class Backend:
     def stem(self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int) -> Tensor:
         return F.max_pool2d(self.conv(x, prepared, True), kernel, stride, padding)
 
+    def stem_uint8(
+        self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+    ) -> Tensor:
+        """`stem` on 8-bit `x`, of which `pixels` makes numbers of `dtype`; `prepared` is for such numbers."""
+        return self.stem(reference.normalize(x, pixels, dtype), prepared, kernel, stride, padding)
+
     def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return reference.head(x, weight, bias)
 
@@ -101,7 +108,14 @@ def names() -> list[str]:
 
 def backends() -> dict[str, str | None]:
     """Every backend of this build, with the reason why it cannot run on this machine, or None where it can."""
-    return {name: backend.unavailable() for name, backend in _registered.items()}
+    return {name: _unavailable(backend) for name, backend in _registered.items()}
+
+
+def _unavailable(backend: Backend) -> str | None:
+    try:
+        return backend.unavailable()
+    except ImportError as error:  # a broken native module: told in a list, raised where something is to run
+        return str(error)
 
 
 def notes() -> dict[str, str]:

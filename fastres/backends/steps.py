@@ -94,7 +94,7 @@ class Steps:
         where `running` is given it is 2 or more, since running variances are unbiased. `gamma` and `beta` are [C] of
         any floating dtype, or None for 1 and 0.
         """
-        mean, m2 = statistics[:, 1], statistics[:, 2]
+        _, mean, m2 = statistics.t().contiguous()
         invstd = (m2 / values + eps).rsqrt()
         scale = invstd if gamma is None else gamma.to(invstd) * invstd
         shift = -mean * scale if beta is None else torch.addcmul(beta.to(mean), mean, scale, value=-1)

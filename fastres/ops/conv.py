@@ -1,4 +1,4 @@
-"""Operators of one convolution: `conv_bn_act`, `projection` and `stem`."""
+"""Operators of one convolution: `conv_bn_act`, `projection`, `stem` and, of 8-bit pixels, `stem_uint8`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import reference
 from ..backends.registry import Backend, resolve
 from ..layer import ConvBN
+from ..pixels import Pixels
 from .library import channels_last_like, define
 
 # How a ConvBN is spelled in a schema, `p` being a prefix. Its order is ConvBN's.
@@ -64,6 +65,34 @@ def _stem(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, mode
     return nhwc(backend.stem(nhwc(x), backend.prepare(x, layer), kernel, stride, padding))
 
 
+def _stem_uint8(
+    x: Tensor,
+    layer: ConvBN,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dtype: torch.dtype,
+    mean: list[float],
+    std: list[float],
+    model_backend: str,
+) -> Tensor:
+    layer.check(x)
+    if x.dtype != torch.uint8:
+        raise ValueError(f"x: expected torch.uint8, got {x.dtype}")
+    if not len(mean) == len(std) == x.shape[1]:
+        raise ValueError(f"pixel_mean, pixel_std: expected {x.shape[1]} numbers each, got {len(mean)} and {len(std)}")
+    numbers = x.new_empty((), dtype=dtype).expand(x.shape)  # stands for the image normalised, in the two questions
+    backend, weights = prepared(numbers, layer, model_backend)
+    pixels = Pixels(tuple(mean), tuple(std))
+    return nhwc(backend.stem_uint8(nhwc(x), weights, kernel, stride, padding, pixels, dtype))
+
+
+def _stem_uint8_reference(x: Tensor, *fields: Any) -> Tensor:
+    kernel, stride, padding, dtype, mean, std, _ = fields[_FIELDS:]
+    pixels = Pixels(tuple(mean), tuple(std))
+    return reference.stem_uint8(x, conv_bn(*fields[:_FIELDS]), kernel, stride, padding, pixels, dtype)
+
+
 def prepared(x: Tensor, layer: ConvBN, model_backend: str) -> Prepared:
     """The backend that runs `layer` on `x`, and what it needs of it."""
     backend = resolve(x, layer, model_backend)
@@ -79,9 +108,12 @@ def run_projection(x: Tensor, layer: Prepared, block_input: Tensor, shortcut: Pr
     return backend.conv(x, weights, True, nhwc(other.conv(block_input, shortcut_weights, False)), overwrite=True)
 
 
-def _pooled(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int) -> Tensor:
+def _pooled(
+    x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, dtype: torch.dtype | None = None
+) -> Tensor:
     n, channels, *image = layer.out_size(x)
-    return channels_last_like(x, (n, channels, *((size + 2 * padding - kernel) // stride + 1 for size in image)))
+    size = n, channels, *((side + 2 * padding - kernel) // stride + 1 for side in image)
+    return channels_last_like(x, size, dtype)
 
 
 define(
@@ -108,4 +140,13 @@ define(
     fake=lambda x, *a: _pooled(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
     reference=lambda x, *a: reference.stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
     activations=(0,),
+)
+define(
+    f"stem_uint8(Tensor x, {_CONV_BN.format(p='')}, int pool_kernel, int pool_stride, int pool_padding, "
+    "ScalarType dtype, float[] pixel_mean, float[] pixel_std, str backend) -> Tensor",
+    implementation=lambda x, *a: _stem_uint8(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
+    fake=lambda x, *a: _pooled(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-3]),
+    reference=_stem_uint8_reference,
+    activations=(),
+    dtypes=(1 + _FIELDS + 3,),
 )
