@@ -19,7 +19,7 @@ from ..folding import folded
 from ..layer import ConvBN
 from ..pixels import Pixels
 from .registry import Backend
-from .steps import Affine, Geometry
+from .steps import Affine, Geometry, Steps
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32"}
 _MOST_PIXELS = 2**31 - 256
@@ -230,6 +230,12 @@ class Planned(Backend):
 
     def fingerprint(self) -> str | None:
         return None if missing() else native.kernel_hash()
+
+    def steps(self) -> Steps:
+        """The passes of a training step; of them wgrad and strided dgrad are the library's."""
+        from .cuda_steps import CudaSteps
+
+        return CudaSteps(self)
 
     def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
         if x.dtype not in _NAMES:
