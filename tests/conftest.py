@@ -1,4 +1,4 @@
-"""What every test shares: one thread, a fixed seed, no network, and a visible list of what needs a GPU."""
+"""What every test shares: one thread, a fixed seed, no network, and a visible list of what was left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import browser
 import hypothesis
 import pytest
 import torch
@@ -28,14 +29,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here = {"gpu": torch.cuda.is_available(), "sweep": config.getoption("--sweep")}
-    why = {"gpu": "they need an NVIDIA GPU", "sweep": "they take minutes: run with --sweep"}
-    for marker in (marker for marker, runs in here.items() if not runs):
-        left_out = [item for item in items if item.get_closest_marker(marker)]
-        if left_out:
-            _left_out[why[marker]] = [item.nodeid for item in left_out]
-            config.hook.pytest_deselected(items=left_out)
-            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    why = {item: _why_left_out(item) for item in items}
+    for item, reason in why.items():
+        if reason:
+            _left_out.setdefault(reason, []).append(item.nodeid)
+    config.hook.pytest_deselected(items=[item for item, reason in why.items() if reason])
+    items[:] = [item for item, reason in why.items() if not reason]
+
+
+def _why_left_out(item: pytest.Item) -> str:
+    """Why a test does not run here, or ""."""
+    gpu = item.get_closest_marker("gpu")
+    wanted = (gpu.args or (1,))[0] if gpu else 0
+    if torch.cuda.device_count() < wanted:
+        return "they need an NVIDIA GPU" if wanted == 1 else f"they need {wanted} NVIDIA GPUs"
+    if item.get_closest_marker("browser") and browser.find() is None:
+        return "they need Chromium"
+    if item.get_closest_marker("sweep") and not item.config.getoption("--sweep"):
+        return "they take minutes: run with --sweep"
+    return ""
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

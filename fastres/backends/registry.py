@@ -22,9 +22,10 @@ from .. import reference, tuning
 from ..layer import ConvBN
 from ..pixels import Pixels
 from . import ranking, verification
+from .steps import Steps
 
 AUTO = "auto"
-PLAIN = "plain"  # what `explain` shows where nothing fuses
+PLAIN = "plain"  # PyTorch's own modules, unfused
 
 
 class BackendError(RuntimeError):
@@ -63,6 +64,10 @@ class Backend:
     ) -> Tensor:
         """BatchNorm(conv(x)) + residual, then ReLU. With `overwrite`, the result may be written over `residual`."""
         raise NotImplementedError
+
+    def steps(self) -> Steps | None:
+        """The passes of a training step, or None: then PyTorch's own modules train."""
+        return None
 
     def projection(self, x: Tensor, prepared: Any, block_input: Tensor, shortcut: Any) -> Tensor:
         return self.conv(x, prepared, True, self.conv(block_input, shortcut, False), overwrite=True)
@@ -125,9 +130,9 @@ def notes() -> dict[str, str]:
 
 
 def check_name(name: str | None, argument: str = "backend") -> str | None:
-    """Raises ValueError unless `name` is None, "auto" or a backend's name."""
-    if name is not None and name != AUTO and name not in _registered:
-        known = ", ".join(map(repr, (AUTO, *_registered)))
+    """Raises ValueError unless `name` is None, "auto", "plain" or a backend's name."""
+    if name is not None and name not in (AUTO, PLAIN) and name not in _registered:
+        known = ", ".join(map(repr, (AUTO, PLAIN, *_registered)))
         raise ValueError(f"{argument}: unknown backend {name!r}, expected one of {known}")
     return name
 
@@ -145,12 +150,13 @@ def get(name: str) -> Backend:
 def use_backend(name: str) -> Iterator[None]:
     """Runs fused operators on the backend `name` within the `with` block, in this thread (or asyncio task).
 
-    It takes precedence over the model's `backend=` and FASTRES_BACKEND; "auto" lets fastres choose again. Threads
-    started inside, DataParallel's included, do not inherit it: give the model a `backend=` for those.
+    It takes precedence over the model's `backend=` and FASTRES_BACKEND; "auto" lets fastres choose again, "plain" runs
+    PyTorch's own modules, unfused. Threads started inside, DataParallel's included, do not inherit it: give the model a
+    `backend=` for those.
 
     Raises ValueError for an unknown name and BackendError for a backend that is not available on this machine.
     """
-    if name != AUTO:
+    if name not in (AUTO, PLAIN):
         get(name)
     token = _scoped.set(name)
     try:
@@ -190,21 +196,23 @@ def resolve(
     `beside` runs the convolution that a shortcut is added to: it comes first, as it may do both as one.
     """
     name = requested(model_backend)
-    if name != AUTO:
+    if name not in (AUTO, PLAIN):
         backend = get(name)
         if reason := backend.unsupported(x, layer):
             raise BackendError(f"backend {name!r} cannot run this convolution: {reason}")
-        _record(x, layer, backend, "asked for by name", operator)
+        record(x, layer, backend.name, "asked for by name", operator)
         return backend
+    if name == PLAIN:
+        return _registered["reference"]
     if beside is not None and not beside.keeps_parameters and _declines(beside, x, layer) is None:
-        _record(x, layer, beside, "as one with the convolution that it is added to", operator)
+        record(x, layer, beside.name, "as one with the convolution that it is added to", operator)
         return beside
     names = [name for name in ranking.order(operator, x, layer) if name in _registered]
     for name in names:
         backend = _registered[name]
         if _declines(backend, x, layer) is None:
             if _log.get() is not None:
-                _record(x, layer, backend, _why(name, names, x, layer, operator), operator)
+                record(x, layer, name, _why(name, names, x, layer, operator), operator)
             return backend
     raise AssertionError("the reference backend runs everything")
 
@@ -226,9 +234,11 @@ def record_plain(conv: object, x: Tensor, reason: str) -> None:
         log.append(Choice(id(conv), tuple(x.shape), PLAIN, reason))
 
 
-def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str, operator: str) -> None:
+def record(x: Tensor, layer: ConvBN, name: str, reason: str, operator: str = "") -> None:
+    """Notes that `layer` runs on what is called `name`; `operator` is one of ranking's, "" in a training step."""
     if (log := _log.get()) is not None:
-        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), backend.name, reason, operator, layer))
+        of_ranking = layer if operator else None
+        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), name, reason, operator, of_ranking))
 
 
 def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
