@@ -2,6 +2,8 @@
 # Measures this machine's GPU: run_gpu.sh STAGE [pytest arguments], or run_gpu.sh all.
 #
 #   tests      build the native module in place, then the tests that need a GPU
+#   selftest   every backend's cases; verifies fastres's own kernels on this GPU for 'auto'
+#   sanitizer  compute-sanitizer's four tools over a short list of the same cases, on fastres's own backends
 #   ceilings   memory bandwidth and matrix products
 #   layers     ResNet-50's convolutions and blocks in bfloat16, batch 1, 32, 256
 #   models     ResNet-50 against torchvision, torch.compile and cuDNN, likewise
@@ -17,10 +19,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export FASTRES_BENCH_DEVICE="${FASTRES_BENCH_DEVICE:-cuda}"
 python="${PYTHON:-python3}"
 dtype="${FASTRES_BENCH_DTYPES:-$([[ $FASTRES_BENCH_DEVICE == cpu ]] && echo float32 || echo bfloat16)}"
-all=(tests ceilings layers models models-fp16 autotune)
+all=(tests selftest sanitizer ceilings layers models models-fp16 autotune)
 
 usage() {
-  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -49,12 +51,33 @@ tests() {
   limited "$python" -m pytest -m gpu tests "$@"
 }
 
+sanitizer() {
+  local tool status=0 backends=(cuda triton)
+  [[ $FASTRES_BENCH_DEVICE == cpu ]] && backends=(reference)
+  PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
+  command -v compute-sanitizer >/dev/null || {
+    echo "compute-sanitizer: not found on PATH, nor in CUDA_HOME/bin" >&2
+    return 1
+  }
+  # One allocation a tensor, so that a byte past its end is nobody's.
+  for tool in memcheck racecheck initcheck synccheck; do
+    echo "--- $tool"
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --signal=INT --kill-after=10 140 \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 --launch-timeout 0 "$python" -m fastres selftest \
+      --device "$FASTRES_BENCH_DEVICE" --dtype "$dtype" --backend "${backends[@]}" \
+      --match 2x64x15x17 2x48x15x17 "groups 32" projection stem head "$@" || status=1
+  done
+  return $status
+}
+
 stage() { # stage NAME [pytest arguments]
   local name="$1" record status
   shift
   record="$results/$(date -u +%Y-%m-%dT%H%M%S)-$name.json"
   case "$name" in
     tests) tests "$@" ;;
+    selftest) limited "$python" -m fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@" ;;
+    sanitizer) sanitizer "$@" ;;
     ceilings) limited "$python" benchmarks/ceilings.py "$record" ;;
     layers) FASTRES_BENCH_DTYPES="$dtype" suite "$record" benchmarks/bench_conv.py benchmarks/bench_blocks.py "$@" ;;
     models) FASTRES_BENCH_DTYPES="$dtype" suite "$record" benchmarks/bench_models.py "$@" ;;
@@ -70,7 +93,7 @@ stage() { # stage NAME [pytest arguments]
   if [[ -f "$record" ]]; then
     "$python" -m fastres bench --show "$record" || status=1
     echo "record: $record"
-  elif [[ "$name" != tests ]]; then
+  elif [[ "$name" != tests && "$name" != selftest && "$name" != sanitizer ]]; then
     echo "stage $name left no record" >&2
     status=1
   fi

@@ -42,6 +42,37 @@ def test_a_stage_that_measures_nothing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def _stand_in(folder, status):
+    """A compute-sanitizer that notes its arguments, and runs the program or fails."""
+    program = folder / "compute-sanitizer"
+    program.write_text(f"""#!/bin/sh
+echo "$*" >> {folder}/calls
+while [ "$1" != "$PYTHON" ]; do shift; done
+[ {status} != 0 ] && exit {status}
+exec "$@"
+""")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize("status", [0, 9])
+def test_the_sanitizer_s_four_tools_run_the_selftest(tmp_path, monkeypatch, status):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    _stand_in(tmp_path, status)
+    done = _run(tmp_path, "sanitizer", "--match", "head")
+    assert done.returncode == (status != 0), done.stdout + done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[1] for call in calls] == ["memcheck", "racecheck", "initcheck", "synccheck"]
+    assert all("-m fastres selftest --device cpu --dtype float32 --backend reference" in call for call in calls)
+    assert done.stdout.count("reference on cpu: 2 passed") == (4 if status == 0 else 0)
+
+
+def test_without_the_sanitizer_its_stage_fails_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    done = _run(tmp_path, "sanitizer")
+    assert done.returncode == 1
+    assert "compute-sanitizer: not found on PATH, nor in CUDA_HOME/bin" in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [(), ("no_such_stage",)])
 def test_an_unknown_stage_is_told_the_stages(tmp_path, arguments):
     done = _run(tmp_path, *arguments)
