@@ -94,17 +94,22 @@ def every_kernel(dtype: torch.dtype) -> None:
     stem(pixels, torch.empty(64, 7, 7, 3, dtype=dtype), torch.empty(64), normalize=normalize)
 
 
-def training_step(dtype: torch.dtype) -> None:
-    """Every pass on the problems of a ResNet-50's second stage at batch 32."""
-    steps, vector = TritonSteps(), torch.empty(128)
-    affine = Affine(vector, vector)
-    x, y = empty(32, 128, 56, 56, dtype=dtype), empty(32, 128, 28, 28, dtype=dtype)
-    size = torch.Size((128, 128, 3, 3))
-    for a, geometry in ((x, Geometry((2, 2), (1, 1))), (y, Geometry((1, 1), (1, 1)))):
-        steps.conv(a, torch.empty(size, dtype=dtype), geometry, affine)
-        steps.wgrad(y, a, size, geometry, affine)
-        steps.dgrad(y, torch.empty(size, dtype=dtype), a.shape, geometry)
-    steps.dgrad(y, torch.empty(128, 128, 1, 1, dtype=dtype), x.shape, Geometry((2, 2)), x)
+def trained_convolutions(dtype: torch.dtype) -> None:
+    """Their passes on the problems of a ResNet-50's second stage at batch 32."""
+    steps, affine = TritonSteps(), Affine(torch.empty(128), torch.empty(128))
+    x, y = empty(32, 128, 56, 28, dtype=dtype), empty(32, 128, 28, 28, dtype=dtype)
+    weight, small = torch.empty(128, 128, 3, 3, dtype=dtype), torch.empty(128, 128, 1, 1, dtype=dtype)
+    strided = Geometry((2, 1), (1, 1))
+    steps.conv(x, weight, strided, affine)
+    steps.wgrad(y, x, weight.shape, strided, affine)
+    steps.dgrad(y, weight, x.shape, strided)
+    steps.dgrad(y, weight, y.shape, Geometry((1, 1), (1, 1)))
+    steps.dgrad(y, small, x.shape, Geometry((2, 1)), x)
+
+
+def trained_norm(dtype: torch.dtype) -> None:
+    """The other passes, of a projection block's end."""
+    steps, y, vector = TritonSteps(), empty(32, 128, 28, 28, dtype=dtype), torch.empty(128)
     running = Running(vector, vector, 0.1)
     moments, affine = steps.finalize(torch.empty(128, 3), 32 * 28 * 28, vector, vector, 1e-5, running)
     shortcut = Shortcut(y, affine)
@@ -114,8 +119,12 @@ def training_step(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_training_step_in_bfloat16(arch: int, tmp_path: Path) -> None:
-    kernels = compiled(arch, lambda: training_step(torch.bfloat16))
+def test_training_in_bfloat16(arch: int, tmp_path: Path) -> None:
+    def run() -> None:
+        trained_convolutions(torch.bfloat16)
+        trained_norm(torch.bfloat16)
+
+    kernels = compiled(arch, run)
     assert {kernel.name for kernel in kernels} == {
         "conv_kernel",
         "dgrad_kernel",
@@ -132,9 +141,9 @@ def test_training_step_in_bfloat16(arch: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
-def test_training_step_in_float32(tf32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_in_float32(tf32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
-    for kernel in compiled(80, lambda: training_step(torch.float32)):
+    for kernel in compiled(80, lambda: trained_convolutions(torch.float32)):
         check(kernel, 80, tmp_path, exact=not tf32)
 
 
