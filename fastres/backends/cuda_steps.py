@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import bn_plans, plans
-from .steps import Affine, Geometry, Moments, Relu, Shortcut, Steps
+from .steps import Affine, Geometry, Moments, Relu, Running, Shortcut, Steps
 
 
 class CudaSteps(Steps):
@@ -39,6 +39,24 @@ class CudaSteps(Steps):
         y = self._backend.run(work)
         of_tiles = work.moments
         return y, self._backend.run(bn_plans.statistics(y) if of_tiles is None else bn_plans.merge(of_tiles))
+
+    def finalize(
+        self,
+        statistics: Tensor,
+        values: int,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        running: Running | None = None,
+    ) -> tuple[Moments, Affine]:
+        """One launch, where running statistics are contiguous and float32; else in PyTorch's operators."""
+        for kept in running[:2] if running else ():
+            if kept.dtype != torch.float32 or not kept.is_contiguous():
+                return super().finalize(statistics, values, gamma, beta, eps, running)
+        gamma, beta = (None if vector is None else vector.float() for vector in (gamma, beta))
+        work = bn_plans.finalize(statistics, values, gamma, beta, eps, running)
+        mean, invstd, scale, shift = self._backend.run(work)
+        return Moments(mean, invstd, scale, values), Affine(scale, shift)
 
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         return self._backend.run(bn_plans.apply(y, affine, shortcut, relu))
