@@ -143,6 +143,31 @@ def run(case: Case, backend: str, device: torch.device) -> Outcome:
         return Outcome(case, FAILED, str(error))
 
 
+class Posed:
+    """A case on a device for measuring: its images, repeated to a batch of `batch`, and what the result should be."""
+
+    def __init__(self, case: Case, device: torch.device, batch: int) -> None:
+        self.case, self._n = case, case.geometry.n
+        problem = [_to(value, device, case.dtype) for value in _problem(case)]
+        exact = [_to(value, torch.device("cpu"), torch.float64) for value in problem]
+        self._expected = _reference(case, exact, torch.float64)
+        self._baseline = _reference(case, problem, case.dtype)
+        repeats = -(-batch // self._n)
+        self._problem = [v.repeat(repeats, 1, 1, 1)[:batch] if isinstance(v, Tensor) else v for v in problem]
+        self._problem = [_nhwc(v) if isinstance(v, Tensor) else v for v in self._problem]
+
+    def call(self, backend: str) -> Tensor:
+        """The operator's result on `backend`, whatever the resolver would choose."""
+        return _operator(self.case, self._problem, backend)
+
+    def check(self, result: Tensor) -> None:
+        """Raises ParityError unless the first and the last image of each kind are right."""
+        batch, n = len(result), self._n
+        check(result[:n], self._expected, self._baseline)
+        last = torch.arange(batch - n, batch) % n
+        check(result[-n:], self._expected[last], self._baseline[last.to(self._baseline.device)])
+
+
 def verify(backend: str, device: torch.device, outcomes: Sequence[Outcome]) -> verification.Record | None:
     """The record that `outcomes`, those of every case, amount to; None unless they verify kernels of ours on a GPU."""
     fingerprint = registry.get(backend).fingerprint()
@@ -194,6 +219,10 @@ def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if value is None or value.dtype == torch.uint8:
         return None if value is None else value.to(device)
     return value.to(device, dtype)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _reference(case: Case, problem: list[Any], dtype: torch.dtype) -> Tensor:

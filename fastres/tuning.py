@@ -7,19 +7,19 @@ source, whose digest is `kernels`, has changed. Nothing here measures, so nothin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from . import cache
 
 VERSION = 1
 Run = Callable[..., torch.Tensor]  # takes `tile`
@@ -82,7 +82,7 @@ Chooser = Callable[[Problem, str, torch.device, Run], Tile]
 _chooser: ContextVar[Chooser | None] = ContextVar("fastres_tile_chooser", default=None)
 
 
-@cache
+@functools.cache
 def _gpu(device: torch.device) -> tuple[int, int]:
     properties = torch.cuda.get_device_properties(device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
@@ -91,6 +91,14 @@ def _gpu(device: torch.device) -> tuple[int, int]:
 def arithmetic(dtype: torch.dtype, tf32: bool) -> str:
     """What a product of tensors of `dtype` is computed in: its name, or "tf32" where float32 may be rounded to that."""
     return "tf32" if dtype == torch.float32 and tf32 else str(dtype).removeprefix("torch.")
+
+
+def conv_tf32() -> bool:
+    """Whether PyTorch lets float32 convolutions be computed in TF32, by its older switch or its newer ones."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the newer ones were set to what the older cannot say
+        return getattr(torch.backends.cudnn, "conv").fp32_precision == "tf32"  # noqa: B009  mypy knows no `conv`
 
 
 def choose(problem: Problem, numbers: str, device: torch.device, run: Run) -> Tile:
@@ -119,7 +127,7 @@ def asking(chooser: Chooser) -> Iterator[None]:
         _chooser.reset(token)
 
 
-@cache
+@functools.cache
 def _choose(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
     for table in _tables():
         tile = table.get(f"sm_{arch}", {}).get(numbers, {}).get(problem.key())
@@ -208,19 +216,14 @@ def record(measured: Mapping[Problem, Tile], numbers: str, arch: int) -> Path:
     tiles = _read(path)
     of_arch = tiles.setdefault(f"sm_{arch}", {}).setdefault(numbers, {})
     of_arch.update({problem.key(): list(tile) for problem, tile in measured.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, file, indent=1)
-    os.replace(file.name, path)
+    cache.replace(path, json.dumps({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, indent=1))
     refresh()
     return path
 
 
 def user_table() -> Path:
-    """`tuning.json` in FASTRES_CACHE, else in `fastres` of XDG_CACHE_HOME, else in ~/.cache/fastres."""
-    if folder := os.environ.get("FASTRES_CACHE"):
-        return Path(folder) / "tuning.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastres" / "tuning.json"
+    """Where the user's own table is."""
+    return cache.path("tuning.json")
 
 
 def refresh() -> None:
@@ -229,14 +232,14 @@ def refresh() -> None:
     _choose.cache_clear()
 
 
-@cache
+@functools.cache
 def kernels_digest() -> str:
     """A digest of the Triton kernels' source, by which measurements and verifications of other kernels are told."""
     sources = sorted((_PACKAGE / "kernels").glob("*.py"))
     return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
-@cache
+@functools.cache
 def _tables() -> tuple[dict[str, Any], ...]:
     return _read(user_table()), _read(_PACKAGE / "data" / "tuning.json")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastres import selftest
-from fastres.backends import registry, verification
+from fastres.backends import ranking, registry, verification
 from fastres.backends.reference import Reference
 from fastres.cli import main
 
@@ -32,7 +32,7 @@ class Ours(Reference):
 def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ours:
     backend = Ours()
     monkeypatch.setitem(registry._registered, "ours", backend)
-    monkeypatch.setattr(registry, "AUTO_ORDER", ("ours", *registry.AUTO_ORDER))
+    monkeypatch.setitem(ranking.ORDER, "cpu", ("ours", *ranking.ORDER["cpu"]))
     monkeypatch.setenv("FASTRES_CACHE", str(tmp_path))
     verification.records.cache_clear()
     yield backend

@@ -10,6 +10,7 @@ dtype; what belongs to a channel is a vector [C] in float32 (in float64 where ac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -79,6 +80,10 @@ class Steps:
         """
         raise NotImplementedError
 
+    def conv_alone(self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None) -> Tensor:
+        """`conv` for a BatchNorm that has no use for the batch's statistics."""
+        return self.conv(x, weight, geometry, prologue)[0]
+
     def finalize(
         self,
         statistics: Tensor,
@@ -128,6 +133,27 @@ class Steps:
         gradient.
         """
         raise NotImplementedError
+
+    def norm_backward(
+        self,
+        y: Tensor,
+        gradient: Tensor,
+        moments: Moments,
+        relu: Relu | None = None,
+        *,
+        reduce: Callable[[Tensor], Tensor] | None,
+        overwrite: bool = False,
+        keep_masked: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """`gradient_sums`, then `bn_backward`: the latter's two results and the sums.
+
+        What enters the gradient of y is `reduce` of the sums: over all processes' batches, or zeros where statistics
+        are the running ones.
+        """
+        sums = self.gradient_sums(y, gradient, moments.mean, relu)
+        total = sums if reduce is None else reduce(sums)
+        dy, masked = self.bn_backward(y, gradient, moments, total, relu, overwrite=overwrite, keep_masked=keep_masked)
+        return dy, masked, sums
 
     def dgrad(
         self, gradient: Tensor, weight: Tensor, size: torch.Size, geometry: Geometry, residual: Tensor | None = None

@@ -18,6 +18,7 @@ from ..folding import folded
 from ..layer import ConvBN
 from ..pixels import Pixels
 from .registry import Backend, BackendError
+from .steps import Steps
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OLDEST = 80
@@ -93,6 +94,11 @@ class Triton(Backend):
         if architecture(x.device) < _OLDEST:
             return f"needs compute capability 8.0 or later, {x.device} has {architecture(x.device) / 10}"
         return None
+
+    def steps(self) -> Steps:
+        from .triton_steps import TritonSteps
+
+        return TritonSteps()
 
     def prepare(self, x: Tensor, layer: ConvBN) -> _Prepared:
         from ..kernels.conv import pack

@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, arithmetic, choose
+from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from . import gemm
 from .launch import WIDE, device_of, output, precision
 from .statistics import merge
@@ -192,7 +192,7 @@ def conv(
     m = y.numel() // k
     plain = (r, s) == (1, 1) and padding == (0, 0) and groups == 1
     problem = Problem("gemm" if plain and stride == (1, 1) else "conv", m, k // groups, c_group, r * s, groups)
-    numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(x.dtype, conv_tf32())
     run = partial(conv, x, w, bias, residual, relu=relu, **geometry._asdict())
     tile = tile or choose(problem, numbers, x.device, run)
     if problem.family == "gemm":
@@ -224,7 +224,7 @@ def conv_train(
     m = y.numel() // k
     if y.numel() == 0:
         return y, torch.zeros((k, 3), dtype=torch.float32, device=x.device)
-    numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(x.dtype, conv_tf32())
     problem = Problem("conv_train", m, k // groups, c_group, r * s, groups)
 
     def run(tile: Tile) -> Tensor:
@@ -296,7 +296,7 @@ def _launch(
             BY_TAP=c_group % tile.k == 0,
             RELU=relu,
             INDEX=tl.int64 if max(x.numel(), y.numel()) >= WIDE else tl.int32,
-            PRECISION=precision(arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)),
+            PRECISION=precision(arithmetic(x.dtype, conv_tf32())),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,

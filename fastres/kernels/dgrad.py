@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, arithmetic, choose
+from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from .conv import pack
 from .gemm import gemm
 from .launch import WIDE, device_of, output, precision
@@ -186,7 +186,7 @@ def dgrad(
     plain = (r, s, stride, padding, merged_groups) == (1, 1, (1, 1), (0, 0), 1)
     pixels = triton.cdiv(n * height * width, stride[0] * stride[1])
     problem = Problem("gemm" if plain else "dgrad", pixels, c // merged_groups, k_group, r * s, merged_groups)
-    numbers = arithmetic(gradient.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(gradient.dtype, conv_tf32())
     geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     run = partial(dgrad, gradient, weight, size, residual, **geometry, groups=groups)
     tile = tile or choose(problem, numbers, gradient.device, run)

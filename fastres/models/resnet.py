@@ -64,6 +64,9 @@ class BasicBlock(tv.BasicBlock, Carrier):
 
     def forward(self, x: Tensor) -> Tensor:
         backend = self.backend_name
+        out = fused.train_block(x, self.residual_parts(), backend=backend)
+        if out is not None:
+            return out
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
         if self.downsample is None:
             return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.relu, backend=backend)
@@ -85,6 +88,9 @@ class Bottleneck(tv.Bottleneck, Carrier):
 
     def forward(self, x: Tensor) -> Tensor:
         backend = self.backend_name
+        out = fused.train_block(x, self.residual_parts(), backend=backend)
+        if out is not None:
+            return out
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
         out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.relu, backend=backend)
         if self.downsample is None:

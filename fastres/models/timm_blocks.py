@@ -38,6 +38,9 @@ class BasicBlock(timm.BasicBlock, Carrier):
         if extras(self):
             return super().forward(x)
         backend = self.backend_name
+        out = fused.train_block(x, self.residual_parts(), backend=backend)
+        if out is not None:
+            return out
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
         if self.downsample is None:
             return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.act2, backend=backend)
@@ -63,6 +66,9 @@ class Bottleneck(timm.Bottleneck, Carrier):
         if extras(self):
             return super().forward(x)
         backend = self.backend_name
+        out = fused.train_block(x, self.residual_parts(), backend=backend)
+        if out is not None:
+            return out
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
         out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.act2, backend=backend)
         if self.downsample is None:

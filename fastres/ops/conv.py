@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..backends import ranking
 from ..backends.registry import Backend, resolve
 from ..layer import ConvBN
 from ..pixels import Pixels
@@ -39,7 +40,7 @@ def _conv(x: Tensor, layer: ConvBN, residual: Tensor | None, relu: bool, model_b
     if residual is not None and (residual.shape != layer.out_size(x) or residual.dtype != x.dtype):
         expected = f"{tuple(layer.out_size(x))} of {x.dtype}"
         raise ValueError(f"residual: expected {expected}, got {tuple(residual.shape)} of {residual.dtype}")
-    backend = resolve(x, layer, model_backend)
+    backend = resolve(x, layer, model_backend, ranking.CONV if residual is None else ranking.RESIDUAL)
     return nhwc(backend.conv(nhwc(x), backend.prepare(x, layer), relu, None if residual is None else nhwc(residual)))
 
 
@@ -49,19 +50,14 @@ def _projection(x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN,
     if layer.out_size(x) != shortcut.out_size(block_input) or x.dtype != block_input.dtype:
         got = f"{layer.out_size(x)} of {x.dtype} and {shortcut.out_size(block_input)} of {block_input.dtype}"
         raise ValueError(f"x and block_input: expected both to give one output shape and dtype, got {got}")
-    return nhwc(
-        run_projection(
-            nhwc(x),
-            prepared(x, layer, model_backend),
-            nhwc(block_input),
-            prepared(block_input, shortcut, model_backend),
-        )
-    )
+    main = prepared(x, layer, model_backend, ranking.PROJECTION)
+    other = prepared(block_input, shortcut, model_backend, ranking.SHORTCUT, main[0])
+    return nhwc(run_projection(nhwc(x), main, nhwc(block_input), other))
 
 
 def _stem(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, model_backend: str) -> Tensor:
     layer.check(x)
-    backend = resolve(x, layer, model_backend)
+    backend = resolve(x, layer, model_backend, ranking.STEM)
     return nhwc(backend.stem(nhwc(x), backend.prepare(x, layer), kernel, stride, padding))
 
 
@@ -82,7 +78,7 @@ def _stem_uint8(
     if not len(mean) == len(std) == x.shape[1]:
         raise ValueError(f"pixel_mean, pixel_std: expected {x.shape[1]} numbers each, got {len(mean)} and {len(std)}")
     numbers = x.new_empty((), dtype=dtype).expand(x.shape)  # stands for the image normalised, in the two questions
-    backend, weights = prepared(numbers, layer, model_backend)
+    backend, weights = prepared(numbers, layer, model_backend, ranking.STEM_UINT8)
     pixels = Pixels(tuple(mean), tuple(std))
     return nhwc(backend.stem_uint8(nhwc(x), weights, kernel, stride, padding, pixels, dtype))
 
@@ -93,9 +89,11 @@ def _stem_uint8_reference(x: Tensor, *fields: Any) -> Tensor:
     return reference.stem_uint8(x, conv_bn(*fields[:_FIELDS]), kernel, stride, padding, pixels, dtype)
 
 
-def prepared(x: Tensor, layer: ConvBN, model_backend: str) -> Prepared:
-    """The backend that runs `layer` on `x`, and what it needs of it."""
-    backend = resolve(x, layer, model_backend)
+def prepared(
+    x: Tensor, layer: ConvBN, model_backend: str, operator: str = ranking.CONV, beside: Backend | None = None
+) -> Prepared:
+    """The backend that runs `layer` on `x`, and what it needs of it. Arguments as `registry.resolve`."""
+    backend = resolve(x, layer, model_backend, operator, beside)
     return backend, backend.prepare(x, layer)
 
 
