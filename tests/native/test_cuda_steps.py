@@ -51,6 +51,15 @@ def test_conv(steps: CudaSteps, layer: Layer, dtype: torch.dtype) -> None:
 
 
 @every_half
+@pytest.mark.parametrize("name", ["3x3", "odd channels", "split depth"])
+def test_a_convolution_without_statistics_is_the_same(steps: CudaSteps, name: str, dtype: torch.dtype) -> None:
+    layer = LAYERS[name]
+    (x, prologue), weight = layer.input(dtype), layer.weight(dtype)
+    given = x, weight, layer.geometry, prologue
+    assert torch.equal(steps.conv_alone(*given), steps.conv(*given)[0])
+
+
+@every_half
 @every_layer
 @pytest.mark.parametrize("residual", [False, True])
 def test_dgrad(steps: CudaSteps, layer: Layer, dtype: torch.dtype, residual: bool) -> None:
