@@ -16,11 +16,13 @@ from torch import Tensor, fx, nn
 from . import (
     fusing,
     ops,  # noqa: F401  registers torch.ops.fastres
+    reference,
     train_step,
 )
 from .backends import registry
 from .fusing import call_obstacle, hooked, module_obstacle, must_be_called, plain_weight
 from .layer import Block, ConvBN, flatten
+from .pixels import Pixels
 
 __all__ = [
     "ResidualParts",
@@ -30,6 +32,7 @@ __all__ = [
     "head",
     "hooked",
     "must_be_called",
+    "normalize",
     "projection",
     "stage",
     "stem",
@@ -91,10 +94,11 @@ def _plain(conv: nn.Module, x: Any, why: str) -> None:
         registry.record_plain(conv, x, why)
 
 
-def check_input(x: Any, conv: Any) -> None:
+def check_input(x: Any, conv: Any, pixels: Pixels | None = None) -> None:
     """Raises TypeError or ValueError, naming `x`, unless it is an image batch that `conv`, the first layer, accepts.
 
-    Outside autocast its dtype must be the weights'. A first layer that is no plain Conv2d judges for itself.
+    Outside autocast its dtype must be the weights'; with `pixels`, uint8. A first layer that is no plain Conv2d judges
+    for itself.
     """
     if isinstance(x, fx.Proxy) or type(conv) is not nn.Conv2d:
         return
@@ -108,7 +112,15 @@ def check_input(x: Any, conv: Any) -> None:
         raise ValueError(f"x: expected an image of at least 1 x 1, got {tuple(x.shape)}")
     if conv.weight.device.type != "meta" and x.device != conv.weight.device and not conv._forward_pre_hooks:
         raise ValueError(f"x: expected device {conv.weight.device}, that of the weights, got {x.device}")
-    _check_dtype(x, conv)
+    if pixels is None:
+        _check_dtype(x, conv)
+    elif x.dtype != torch.uint8:
+        raise TypeError(f"x: expected torch.uint8, as the model has input='uint8', got {x.dtype}")
+
+
+def normalize(x: Any, conv: Any, pixels: Pixels | None) -> Any:
+    """8-bit `x` as numbers of `conv`'s dtype, for a path that no kernel of 8-bit pixels takes; `x` without `pixels`."""
+    return x if pixels is None else reference.normalize(x, pixels, conv.weight.dtype)
 
 
 def _check_dtype(x: Tensor, conv: Any) -> None:
@@ -221,19 +233,32 @@ def _shortcut(downsample: Any) -> tuple[nn.Module | None, tuple[nn.Module, nn.Mo
     return None, None
 
 
-def stem(x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module, maxpool: Any, *, backend: str = "") -> Tensor:
-    """maxpool(act(bn(conv(x)))): the network's first layers, as one operator."""
+def stem(
+    x: Tensor,
+    conv: Any,
+    bn: nn.Module,
+    act: nn.Module,
+    maxpool: Any,
+    *,
+    pixels: Pixels | None = None,
+    backend: str = "",
+) -> Tensor:
+    """maxpool(act(bn(conv(x)))): the network's first layers, as one operator; with `pixels`, `x` is uint8."""
     layers = read(x, [(conv, bn)], (act,), None, backend)
     poolable = _is_square_max_pool(maxpool)
-    if isinstance(layers, str) and poolable:
-        pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
-        trained = _train(x, (conv, bn), act, backend, pool=pool)
-        if isinstance(trained, Tensor):
-            return trained
     if isinstance(layers, str) or not poolable:
+        x = normalize(x, conv, pixels)
+        if poolable:
+            pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
+            trained = _train(x, (conv, bn), act, backend, pool=pool)
+            if isinstance(trained, Tensor):
+                return trained
         return maxpool(conv_bn_act(x, conv, bn, act=act, backend=backend))
-    _check_dtype(x, conv)
     pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
+    if pixels is not None:
+        dtype = conv.weight.dtype
+        return _call(torch.ops.fastres.stem_uint8.default, x, *layers[0], *pool, dtype, *pixels, backend)
+    _check_dtype(x, conv)
     return _call(torch.ops.fastres.stem.default, x, *layers[0], *pool, backend)
 
 

@@ -7,19 +7,19 @@ source, whose digest is `kernels`, has changed. Nothing here measures, so nothin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from . import cache
 
 VERSION = 1
 Run = Callable[..., torch.Tensor]  # takes `tile`
@@ -82,7 +82,7 @@ Chooser = Callable[[Problem, str, torch.device, Run], Tile]
 _chooser: ContextVar[Chooser | None] = ContextVar("fastres_tile_chooser", default=None)
 
 
-@cache
+@functools.cache
 def _gpu(device: torch.device) -> tuple[int, int]:
     properties = torch.cuda.get_device_properties(device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
@@ -91,6 +91,14 @@ def _gpu(device: torch.device) -> tuple[int, int]:
 def arithmetic(dtype: torch.dtype, tf32: bool) -> str:
     """What a product of tensors of `dtype` is computed in: its name, or "tf32" where float32 may be rounded to that."""
     return "tf32" if dtype == torch.float32 and tf32 else str(dtype).removeprefix("torch.")
+
+
+def conv_tf32() -> bool:
+    """Whether PyTorch lets float32 convolutions be computed in TF32, by its older switch or its newer ones."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the newer ones were set to what the older cannot say
+        return getattr(torch.backends.cudnn, "conv").fp32_precision == "tf32"  # noqa: B009  mypy knows no `conv`
 
 
 def choose(problem: Problem, numbers: str, device: torch.device, run: Run) -> Tile:
@@ -119,7 +127,7 @@ def asking(chooser: Chooser) -> Iterator[None]:
         _chooser.reset(token)
 
 
-@cache
+@functools.cache
 def _choose(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
     for table in _tables():
         tile = table.get(f"sm_{arch}", {}).get(numbers, {}).get(problem.key())
@@ -142,8 +150,9 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     if problem.family == "wgrad":
         return _wgrad(problem, numbers, arch, multiprocessors)
     exact = numbers == "float32"  # computed outside the tensor cores, where operands take registers too
-    least_n = 64 if exact else 32
-    m, n = (128 if problem.m > 64 else 64), min(128, _power_of_2(problem.n))
+    backward = problem.family == "dgrad"  # its epilogue's addresses take registers as well
+    least_n, most_n = (64 if exact else 32), (64 if exact and backward else 128)
+    m, n = (128 if problem.m > 64 else 64), min(most_n, _power_of_2(problem.n))
     while -(-problem.m // m) * -(-problem.n // n) * problem.groups < multiprocessors and (m > 64 or n > least_n):
         m, n = (64, n) if m > 64 else (m, n // 2)
     k = 16 if exact else 32 if numbers == "tf32" else 64
@@ -152,7 +161,8 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     stages = 4 if arch in (90, 100) and not exact else 3
     while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
         stages -= 1
-    return Tile(m, n, k, 8 if m * n >= 128 * (64 if exact else 128) else 4, stages)
+    wide = 64 if exact or (backward and numbers == "tf32") else 128
+    return Tile(m, n, k, 8 if m * n >= 128 * wide else 4, stages)
 
 
 def _wgrad(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
@@ -160,8 +170,10 @@ def _wgrad(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> T
     exact = numbers == "float32"
     within = problem.c & -problem.c  # its largest power of two
     columns = problem.c * problem.taps
-    m, n = (128 if problem.n > 64 and not exact else 64), min(128, within if within >= 32 else _power_of_2(columns))
+    m, n = (128 if problem.n > 64 and not exact else 64), min(128, within)
     k = 16 if exact else 32 if numbers == "tf32" else 64
+    if within < 32:  # taps differ along the columns, and so do addresses and masks, which take registers
+        n, k = min(64, _power_of_2(columns)), min(k, 32)
     tiles = -(-problem.n // m) * -(-columns // n) * problem.groups
     splits = max(1, min(2 * multiprocessors // tiles, problem.m // (4 * k)))
     stages = 3
@@ -208,19 +220,14 @@ def record(measured: Mapping[Problem, Tile], numbers: str, arch: int) -> Path:
     tiles = _read(path)
     of_arch = tiles.setdefault(f"sm_{arch}", {}).setdefault(numbers, {})
     of_arch.update({problem.key(): list(tile) for problem, tile in measured.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, file, indent=1)
-    os.replace(file.name, path)
+    cache.replace(path, json.dumps({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, indent=1))
     refresh()
     return path
 
 
 def user_table() -> Path:
-    """`tuning.json` in FASTRES_CACHE, else in `fastres` of XDG_CACHE_HOME, else in ~/.cache/fastres."""
-    if folder := os.environ.get("FASTRES_CACHE"):
-        return Path(folder) / "tuning.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastres" / "tuning.json"
+    """Where the user's own table is."""
+    return cache.path("tuning.json")
 
 
 def refresh() -> None:
@@ -229,14 +236,14 @@ def refresh() -> None:
     _choose.cache_clear()
 
 
-@cache
+@functools.cache
 def kernels_digest() -> str:
     """A digest of the Triton kernels' source, by which measurements and verifications of other kernels are told."""
     sources = sorted((_PACKAGE / "kernels").glob("*.py"))
     return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
-@cache
+@functools.cache
 def _tables() -> tuple[dict[str, Any], ...]:
     return _read(user_table()), _read(_PACKAGE / "data" / "tuning.json")
 

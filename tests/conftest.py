@@ -1,4 +1,4 @@
-"""What every test shares: one thread, a fixed seed, no network, and a visible list of what needs a GPU."""
+"""What every test shares: one thread, a fixed seed, no network, and a visible list of what was left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import browser
 import hypothesis
 import pytest
 import torch
@@ -20,23 +21,39 @@ torch.set_num_threads(1)  # the images are small: a second thread would mostly w
 hypothesis.settings.register_profile("fastres", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("fastres")
 
-_without_gpu: list[str] = []
+_left_out: dict[str, list[str]] = {}  # by why
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sweep", action="store_true", help="also run what is marked `sweep`: minutes of compilation")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if needs_gpu:
-        _without_gpu.extend(item.nodeid for item in needs_gpu)
-        config.hook.pytest_deselected(items=needs_gpu)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    why = {item: _why_left_out(item) for item in items}
+    for item, reason in why.items():
+        if reason:
+            _left_out.setdefault(reason, []).append(item.nodeid)
+    config.hook.pytest_deselected(items=[item for item, reason in why.items() if reason])
+    items[:] = [item for item, reason in why.items() if not reason]
+
+
+def _why_left_out(item: pytest.Item) -> str:
+    """Why a test does not run here, or ""."""
+    gpu = item.get_closest_marker("gpu")
+    wanted = (gpu.args or (1,))[0] if gpu else 0
+    if torch.cuda.device_count() < wanted:
+        return "they need an NVIDIA GPU" if wanted == 1 else f"they need {wanted} NVIDIA GPUs"
+    if item.get_closest_marker("browser") and browser.find() is None:
+        return "they need Chromium"
+    if item.get_closest_marker("sweep") and not item.config.getoption("--sweep"):
+        return "they take minutes: run with --sweep"
+    return ""
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _without_gpu:
-        terminalreporter.section(f"{len(_without_gpu)} tests not run: they need an NVIDIA GPU")
-        for name, count in Counter(nodeid.partition("[")[0] for nodeid in _without_gpu).items():
+    for why, nodeids in _left_out.items():
+        terminalreporter.section(f"{len(nodeids)} tests not run: {why}")
+        for name, count in Counter(nodeid.partition("[")[0] for nodeid in nodeids).items():
             terminalreporter.line(f"{name} ({count})")
 
 

@@ -59,7 +59,10 @@ def emulate(work: Work, seed: int = 0) -> list[Report]:
 
 class Emulator(Planned):
     name = "emulator"
-    note = "the kernels of backend cuda on the CPU, checked at every step: for tests, not for speed"
+    note = (
+        "the kernels of backend cuda on the CPU, checked at every step: for tests, not for speed; in training, wgrad "
+        "and strided dgrad are PyTorch's"
+    )
 
     def unavailable(self) -> str | None:
         if reason := missing():

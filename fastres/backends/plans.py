@@ -17,7 +17,9 @@ from torch import Tensor
 from .. import native
 from ..folding import folded
 from ..layer import ConvBN
+from ..pixels import Pixels
 from .registry import Backend
+from .steps import Affine, Geometry, Steps
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32"}
 _MOST_PIXELS = 2**31 - 256
@@ -30,7 +32,7 @@ class Prepared(NamedTuple):
 
     weight: Tensor  # [K, pitch]: KRSC, each filter padded with zeros to a multiple of 16 bytes
     channels: int  # of the input, over all groups
-    bias: Tensor  # [K] in float32
+    bias: Tensor | None  # [K] in float32
     stem: Tensor | None  # [K rounded up to 64, 7, 8, 4], zeros in tap 8 and in absent channels, if it is such a stem
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -46,6 +48,7 @@ class Work(NamedTuple):
     reads: list[Tensor]
     scratch: list[Tensor]  # written by one launch, read by the next
     result: Tensor  # written by the last launch; may be one of `reads`
+    moments: Tensor | None = None  # [tiles, K, 3], one of `scratch`: the statistics of each tile of a convolution
 
 
 @cache
@@ -58,14 +61,19 @@ def missing() -> str | None:
     return None if info["cuda"] else f"this build has no CUDA kernels: {info['cuda_missing']}"
 
 
-def pack(weight: Tensor, bias: Tensor, layer: ConvBN) -> Prepared:
-    """`weight` [K, C/groups, R, S] and `bias` [K], folded, in the kernels' layouts."""
+def pack(weight: Tensor, bias: Tensor | None, layer: ConvBN | Geometry) -> Prepared:
+    """`weight` [K, C/groups, R, S] and `bias` [K], folded, or the weight alone, in the kernels' layouts."""
     filters, channels, r, s = weight.shape
     rows = weight.permute(0, 2, 3, 1).reshape(filters, -1)
-    rows = F.pad(rows, (0, -rows.shape[1] % (16 // weight.element_size()))).contiguous()
+    if missing := -rows.shape[1] % (16 // weight.element_size()):
+        rows = F.pad(rows, (0, missing))
+    elif rows.data_ptr() % 16:
+        rows = rows.clone()
+    rows = rows.contiguous()
     stem = None
     if (
-        (r, s) == (7, 7)
+        bias is not None
+        and (r, s) == (7, 7)
         and (layer.stride, layer.padding, layer.dilation, layer.groups) == ((2, 2), (3, 3), (1, 1), 1)
         and channels <= 4
         and filters % 8 == 0
@@ -74,7 +82,13 @@ def pack(weight: Tensor, bias: Tensor, layer: ConvBN) -> Prepared:
         padding = (0, 4 - channels, 0, 1, 0, 0, 0, -filters % _STEM_FILTERS)
         stem = F.pad(weight.permute(0, 2, 3, 1), padding).contiguous()
     geometry = layer.stride, layer.padding, layer.dilation, layer.groups
-    return Prepared(rows, channels * layer.groups, bias.float().contiguous(), stem, (r, s), *geometry)
+    bias = None if bias is None else bias.float().contiguous()
+    return Prepared(rows, channels * layer.groups, bias, stem, (r, s), *geometry)
+
+
+def takes_prologue(x: Tensor, groups: int) -> bool:
+    """Whether `convolution` can apply a prologue to x: its address and groups of channels are multiples of 16 bytes."""
+    return x.data_ptr() % 16 == 0 and x.shape[1] // groups * x.element_size() % 16 == 0
 
 
 def convolution(
@@ -83,6 +97,8 @@ def convolution(
     residual: Tensor | None = None,
     overwrite: bool = False,
     *,
+    prologue: Affine | None = None,
+    moments: bool = False,
     sms: int,
     tile: tuple[int, int, int] = (0, 0, 0),
 ) -> Work:
@@ -93,6 +109,9 @@ def convolution(
         relu: whether ReLU is applied.
         residual: [N, K, P, Q], of x's dtype and device, dense in channels_last.
         overwrite: whether the result may be written over `residual`.
+        prologue: x stands for relu(x * scale + shift), with zeros outside the image; where `takes_prologue`, and
+            with one operand.
+        moments: whether `Work.moments` is to be written, if the depth is not split; without bias, residual and ReLU.
         sms: multiprocessors of the GPU, by which the tile is chosen.
         tile: rows, columns and splits of the depth, 0 to let the plan choose.
 
@@ -113,11 +132,13 @@ def convolution(
         if _out_size(image, weights) != shape:
             raise ValueError(f"{name}: gives {_out_size(image, weights)}, expected {shape}")
         image_size = image.shape[2], image.shape[3], image.shape[1]
-        addresses = image.data_ptr(), weights.weight.data_ptr(), weights.bias.data_ptr()
+        bias = 0 if weights.bias is None else weights.bias.data_ptr()
+        addresses = image.data_ptr(), weights.weight.data_ptr(), bias
         pitch = weights.weight.shape[1]
         geometry = weights.kernel, weights.stride, weights.padding, weights.dilation
         parts.append(module.ConvOperand(*addresses, image_size, *geometry, pitch))
-    reads = [tensor for image, weights in operands for tensor in (image, weights.weight, weights.bias)]
+    given = [tensor for image, weights in operands for tensor in (image, weights.weight, weights.bias)]
+    reads = [tensor for tensor in given if tensor is not None]
     if residual is not None:
         check_dense("residual", residual, x)
         if tuple(residual.shape) != shape:
@@ -127,13 +148,22 @@ def convolution(
         reads.append(residual)
     result = residual if overwrite and residual is not None else _empty(x, shape)
 
+    vectors = [] if prologue is None else [_of_input(name, v, x) for name, v in prologue._asdict().items()]
     n, filters, p, q = shape
     address = 0 if residual is None else residual.data_ptr()
-    problem = module.ConvProblem(parts, (n, p, q, filters), prepared.groups, address, result.data_ptr(), relu)
+    problem = module.ConvProblem(
+        parts, (n, p, q, filters), prepared.groups, address, result.data_ptr(), relu, *(v.data_ptr() for v in vectors)
+    )
     *chosen, floats = module.conv_sm80_tile(dtype, problem, sms, *tile)
+    rows, _, splits = chosen
     scratch = [torch.empty(floats, dtype=torch.float32, device=x.device)] if floats else []
-    plans = module.conv_sm80_plan(dtype, problem, *chosen, scratch[0].data_ptr() if scratch else 0)
-    return Work(plans, reads, scratch, result)
+    of_tiles = None
+    if moments and splits == 1:
+        of_tiles = torch.empty((-(-n * p * q // rows), filters, 3), dtype=torch.float32, device=x.device)
+        problem.moments = of_tiles.data_ptr()
+        scratch.append(of_tiles)
+    plans = module.conv_sm80_plan(dtype, problem, *chosen, scratch[0].data_ptr() if floats else 0)
+    return Work(plans, [*reads, *vectors], scratch, result, of_tiles)
 
 
 def stem(
@@ -155,8 +185,8 @@ def stem(
         ValueError: an argument that the kernel cannot run on, by name.
     """
     module = native.require()
-    weight = prepared.stem
-    if weight is None:
+    weight, bias = prepared.stem, prepared.bias
+    if weight is None or bias is None:
         raise ValueError("prepared: expected a 7x7/2 convolution of at most 4 channels to a multiple of 8, in 16 bits")
     if x.dtype not in (weight.dtype, torch.uint8) or x.device != weight.device:
         raise ValueError(f"x: expected {weight.dtype} or uint8 on {weight.device}, got {x.dtype} on {x.device}")
@@ -176,7 +206,7 @@ def stem(
         tuple(x.shape),
         x.stride(),
         weight.data_ptr(),
-        prepared.bias.data_ptr(),
+        bias.data_ptr(),
         result.data_ptr(),
         (p, q),
         pooled,
@@ -184,7 +214,7 @@ def stem(
         [*scale, *fill][:4],
         [*shift, *fill][:4],
     )
-    return Work([plan], [x, weight, prepared.bias], [], result)
+    return Work([plan], [x, weight, bias], [], result)
 
 
 class Planned(Backend):
@@ -200,6 +230,12 @@ class Planned(Backend):
 
     def fingerprint(self) -> str | None:
         return None if missing() else native.kernel_hash()
+
+    def steps(self) -> Steps:
+        """The passes of a training step; of them wgrad and strided dgrad are the library's."""
+        from .cuda_steps import CudaSteps
+
+        return CudaSteps(self)
 
     def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
         if x.dtype not in _NAMES:
@@ -234,6 +270,13 @@ class Planned(Backend):
             return super().stem(x, prepared, kernel, stride, padding)
         return self.run(stem(x, prepared))
 
+    def stem_uint8(
+        self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+    ) -> Tensor:
+        if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
+            return super().stem_uint8(x, prepared, kernel, stride, padding, pixels, dtype)
+        return self.run(stem(x, prepared, pixels.scale, pixels.shift))
+
 
 def dtype_of(x: Tensor) -> Any:
     if x.dtype not in _NAMES:
@@ -244,7 +287,7 @@ def dtype_of(x: Tensor) -> Any:
 def _out_size(x: Tensor, prepared: Prepared) -> tuple[int, int, int, int]:
     sizes = zip(x.shape[2:], prepared.kernel, prepared.stride, prepared.padding, prepared.dilation, strict=True)
     p, q = ((size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in sizes)
-    return x.shape[0], prepared.bias.shape[0], p, q
+    return x.shape[0], prepared.weight.shape[0], p, q
 
 
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
@@ -259,3 +302,12 @@ def check_dense(
         raise ValueError(f"{name}: expected {like.dtype} on {like.device}, those of x, got {got}")
     if not tensor.is_contiguous(memory_format=memory_format):
         raise ValueError(f"{name}: expected a tensor dense in {memory_format}, got strides {tensor.stride()}")
+
+
+def _of_input(name: str, vector: Tensor, x: Tensor) -> Tensor:
+    """A vector of a prologue of x, where 16 bytes of it can be read at a time."""
+    if vector.shape != x.shape[1:2] or vector.dtype != torch.float32 or vector.device != x.device:
+        got = f"{vector.dtype} {tuple(vector.shape)} on {vector.device}"
+        raise ValueError(f"prologue.{name}: expected float32 [{x.shape[1]}] on {x.device}, got {got}")
+    vector = vector.contiguous()
+    return vector.clone() if vector.data_ptr() % 16 else vector

@@ -1,14 +1,14 @@
 """Which backend runs a fused operator.
 
 Asked for by name, innermost first: `use_backend(...)`, `backend=` of the model, the environment's FASTRES_BACKEND; a
-named backend runs or raises. Without a name, or by the name "auto", the first of `AUTO_ORDER` that can run a problem
-runs it, and `fastres.explain` says why.
+named backend runs or raises. Without a name, or by the name "auto", the first in `ranking.order` that can run a problem
+runs it, kernels of ours only where they are verified, and `fastres.explain` says why.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from .. import reference, tuning
 from ..layer import ConvBN
-from . import verification
+from ..pixels import Pixels
+from . import ranking, verification
 from .steps import Steps
 
 AUTO = "auto"
 PLAIN = "plain"  # PyTorch's own modules, unfused
-AUTO_ORDER = ("onednn", "cudnn", "reference")
 
 
 class BackendError(RuntimeError):
@@ -75,6 +75,12 @@ class Backend:
     def stem(self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int) -> Tensor:
         return F.max_pool2d(self.conv(x, prepared, True), kernel, stride, padding)
 
+    def stem_uint8(
+        self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+    ) -> Tensor:
+        """`stem` on 8-bit `x`, of which `pixels` makes numbers of `dtype`; `prepared` is for such numbers."""
+        return self.stem(reference.normalize(x, pixels, dtype), prepared, kernel, stride, padding)
+
     def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return reference.head(x, weight, bias)
 
@@ -87,6 +93,8 @@ class Choice:
     x_shape: tuple[int, ...]
     backend: str
     reason: str
+    operator: str = ""  # one of ranking's, and the layer: "" and None where it ran unfused
+    layer: ConvBN | None = None
 
 
 _registered: dict[str, Backend] = {}
@@ -106,7 +114,14 @@ def names() -> list[str]:
 
 def backends() -> dict[str, str | None]:
     """Every backend of this build, with the reason why it cannot run on this machine, or None where it can."""
-    return {name: backend.unavailable() for name, backend in _registered.items()}
+    return {name: _unavailable(backend) for name, backend in _registered.items()}
+
+
+def _unavailable(backend: Backend) -> str | None:
+    try:
+        return backend.unavailable()
+    except ImportError as error:  # a broken native module: told in a list, raised where something is to run
+        return str(error)
 
 
 def notes() -> dict[str, str]:
@@ -122,10 +137,15 @@ def check_name(name: str | None, argument: str = "backend") -> str | None:
     return name
 
 
+def find(name: str) -> Backend:
+    """The backend of this name, available or not. Raises ValueError for an unknown name."""
+    check_name(name)
+    return _registered[name]
+
+
 def get(name: str) -> Backend:
     """The backend of this name. Raises BackendError where it is not available."""
-    check_name(name)
-    backend = _registered[name]
+    backend = find(name)
     if reason := backend.unavailable():
         raise BackendError(f"backend {name!r} is not available: {reason}")
     return backend
@@ -158,9 +178,10 @@ def requested(model_backend: str) -> str:
     return name or AUTO
 
 
-def switches() -> tuple[bool, bool]:
-    """PyTorch's own switches that a choice depends on, beside the name that was asked for and the problem."""
-    return torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+def switches() -> tuple[int, ...]:
+    """What a choice depends on beside the name that was asked for and the problem: PyTorch's switches, our tables."""
+    pytorch = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled(), tuning.conv_tf32()
+    return *pytorch, ranking.changes, verification.changes
 
 
 def is_recording() -> bool:
@@ -168,22 +189,35 @@ def is_recording() -> bool:
     return _log.get() is not None
 
 
-def resolve(x: Tensor, layer: ConvBN, model_backend: str = "") -> Backend:
-    """The backend that runs `layer` on `x`. Raises BackendError if one was named and cannot."""
+def resolve(
+    x: Tensor,
+    layer: ConvBN,
+    model_backend: str = "",
+    operator: str = ranking.CONV,
+    beside: Backend | None = None,
+) -> Backend:
+    """The backend that runs `layer` on `x` as part of `operator`. Raises BackendError if one was named and cannot.
+
+    `beside` runs the convolution that a shortcut is added to: it comes first, as it may do both as one.
+    """
     name = requested(model_backend)
     if name not in (AUTO, PLAIN):
         backend = get(name)
         if reason := backend.unsupported(x, layer):
             raise BackendError(f"backend {name!r} cannot run this convolution: {reason}")
-        record(x, layer, backend.name, "asked for by name")
+        record(x, layer, backend.name, "asked for by name", operator)
         return backend
     if name == PLAIN:
         return _registered["reference"]
-    for candidate in AUTO_ORDER:
-        backend = _registered[candidate]
+    if beside is not None and not beside.keeps_parameters and _declines(beside, x, layer) is None:
+        record(x, layer, beside.name, "as one with the convolution that it is added to", operator)
+        return beside
+    names = [name for name in ranking.order(operator, x, layer) if name in _registered]
+    for name in names:
+        backend = _registered[name]
         if _declines(backend, x, layer) is None:
             if _log.get() is not None:
-                record(x, layer, candidate, _why_not_before(candidate, x, layer))
+                record(x, layer, name, _why(name, names, x, layer, operator), operator)
             return backend
     raise AssertionError("the reference backend runs everything")
 
@@ -205,10 +239,11 @@ def record_plain(conv: object, x: Tensor, reason: str) -> None:
         log.append(Choice(id(conv), tuple(x.shape), PLAIN, reason))
 
 
-def record(x: Tensor, layer: ConvBN, name: str, reason: str) -> None:
-    """Notes that `layer` runs on what is called `name`."""
+def record(x: Tensor, layer: ConvBN, name: str, reason: str, operator: str = "") -> None:
+    """Notes that `layer` runs on what is called `name`; `operator` is one of ranking's, "" in a training step."""
     if (log := _log.get()) is not None:
-        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), name, reason))
+        of_ranking = layer if operator else None
+        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), name, reason, operator, of_ranking))
 
 
 def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
@@ -219,7 +254,9 @@ def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
     return None if fingerprint is None else verification.obstacle(backend.name, fingerprint, x.device)
 
 
-def _why_not_before(chosen: str, x: Tensor, layer: ConvBN) -> str:
-    passed_over = AUTO_ORDER[: AUTO_ORDER.index(chosen)]
+def _why(chosen: str, names: Sequence[str], x: Tensor, layer: ConvBN, operator: str) -> str:
+    passed_over = names[: names.index(chosen)]
     reasons = [f"{name}: {_declines(_registered[name], x, layer)}" for name in passed_over]
+    if chosen == ranking.fastest(operator, x, layer):
+        return "the fastest here when `fastres tune` measured"
     return "; ".join(reasons) or f"first choice for {x.device.type}"

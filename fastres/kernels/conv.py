@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, arithmetic, choose
+from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from . import gemm
 from .launch import WIDE, device_of, output, precision
 from .statistics import merge
@@ -126,12 +126,14 @@ def conv_kernel(
     y = acc.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + at, y, mask=inside)
     if partial_ptr is not None:
+        rows = min(BLOCK_M, M - tile_m * BLOCK_M)
         value = tl.where((row < M)[:, None], y.to(tl.float32), 0.0)
-        mean = tl.sum(value, 0) / min(BLOCK_M, M - tile_m * BLOCK_M)
-        off = tl.where((row < M)[:, None], value - mean[None, :], 0.0)
+        rough = tl.sum(value, 0) / rows
+        off = tl.where((row < M)[:, None], value - rough[None, :], 0.0)
+        correction = tl.sum(off, 0) / rows
         part = partial_ptr + 2 * tile_m.to(INDEX) * K + column
-        tl.store(part, mean, mask=exists)
-        tl.store(part + K, tl.sum(off * off, 0), mask=exists)
+        tl.store(part, rough + correction, mask=exists)
+        tl.store(part + K, tl.sum(off * off, 0) - correction * correction * rows, mask=exists)
 
 
 def merging(width: int, groups: int) -> int:
@@ -192,7 +194,7 @@ def conv(
     m = y.numel() // k
     plain = (r, s) == (1, 1) and padding == (0, 0) and groups == 1
     problem = Problem("gemm" if plain and stride == (1, 1) else "conv", m, k // groups, c_group, r * s, groups)
-    numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(x.dtype, conv_tf32())
     run = partial(conv, x, w, bias, residual, relu=relu, **geometry._asdict())
     tile = tile or choose(problem, numbers, x.device, run)
     if problem.family == "gemm":
@@ -224,7 +226,7 @@ def conv_train(
     m = y.numel() // k
     if y.numel() == 0:
         return y, torch.zeros((k, 3), dtype=torch.float32, device=x.device)
-    numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(x.dtype, conv_tf32())
     problem = Problem("conv_train", m, k // groups, c_group, r * s, groups)
 
     def run(tile: Tile) -> Tensor:
@@ -296,7 +298,7 @@ def _launch(
             BY_TAP=c_group % tile.k == 0,
             RELU=relu,
             INDEX=tl.int64 if max(x.numel(), y.numel()) >= WIDE else tl.int32,
-            PRECISION=precision(arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)),
+            PRECISION=precision(arithmetic(x.dtype, conv_tf32())),
             BLOCK_M=tile.m,
             BLOCK_N=tile.n,
             BLOCK_K=tile.k,

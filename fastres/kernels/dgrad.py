@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, arithmetic, choose
+from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from .conv import pack
 from .gemm import gemm
 from .launch import WIDE, device_of, output, precision
@@ -186,7 +186,7 @@ def dgrad(
     plain = (r, s, stride, padding, merged_groups) == (1, 1, (1, 1), (0, 0), 1)
     pixels = triton.cdiv(n * height * width, stride[0] * stride[1])
     problem = Problem("gemm" if plain else "dgrad", pixels, c // merged_groups, k_group, r * s, merged_groups)
-    numbers = arithmetic(gradient.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(gradient.dtype, conv_tf32())
     geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
     run = partial(dgrad, gradient, weight, size, residual, **geometry, groups=groups)
     tile = tile or choose(problem, numbers, gradient.device, run)
@@ -199,6 +199,7 @@ def dgrad(
             columns = Axis.of(b, width, s, stride[1], padding[1], dilation[1], q)
             m = n * rows.pixels * columns.pixels
             taps = merged[:, rows.taps, columns.taps].contiguous()
+            some = taps.numel() > 0
             with device_of(gradient):
                 dgrad_kernel[(triton.cdiv(m, tile.m) * triton.cdiv(c // merged_groups, tile.n) * merged_groups,)](
                     gradient,
@@ -223,9 +224,9 @@ def dgrad(
                     columns.first,
                     rows.step,
                     columns.step,
-                    R=rows.number,
-                    S=columns.number,
-                    PADDED=rows.padded or columns.padded,
+                    R=rows.number if some else 0,
+                    S=columns.number if some else 0,
+                    PADDED=some and (rows.padded or columns.padded),
                     BY_TAP=k_group % tile.k == 0,
                     INDEX=tl.int64 if max(dx.numel(), gradient.numel()) >= WIDE else tl.int32,
                     PRECISION=precision(numbers),

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, arithmetic, choose
+from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from .conv import merging, unpack
 from .launch import WIDE, device_of, precision
 from .ordered import ordered_sum
@@ -149,7 +149,7 @@ def wgrad(
     merged_groups, c_group = groups // merge, width * merge
     k_group = k // merged_groups
     m = gradient.numel() // k
-    numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(x.dtype, conv_tf32())
     problem = Problem("wgrad", m, k_group, c_group, r * s, merged_groups)
 
     def run(tile: Tile) -> Tensor:

@@ -90,15 +90,19 @@ class ResNet(timm.ResNet, Carrier):
     """timm's ResNet: the stem fused here, the stages by `fastres.models.resnet.Stage`, the head timm's own."""
 
     plain_class = timm.ResNet
+    takes_image = True
 
     def forward_features(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing:
-            return super().forward_features(x)
+            return super().forward_features(fused.normalize(x, _stem_convolutions(self.conv1)[1], self.pixels))
         deep, conv = _stem_convolutions(self.conv1)
-        fused.check_input(x, deep[0][0] if deep else conv)
+        pixels = self.pixels
+        fused.check_input(x, deep[0][0] if deep else conv, pixels)
+        if deep:
+            x, pixels = fused.normalize(x, conv, pixels), None
         for first_conv, bn, act in deep:
             x = fused.conv_bn_act(x, first_conv, bn, act=act, backend=self.backend_name)
-        x = fused.stem(x, conv, self.bn1, self.act1, self.maxpool, backend=self.backend_name)
+        x = fused.stem(x, conv, self.bn1, self.act1, self.maxpool, pixels=pixels, backend=self.backend_name)
         stages = blocks_of(self.layer1, self.layer2, self.layer3, self.layer4)
         return fused.stage(x, stages, backend=self.backend_name)
 
