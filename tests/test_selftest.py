@@ -136,6 +136,16 @@ def test_command(ours: Ours, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ours on cpu: 63 passed" in capsys.readouterr().out
 
 
+def test_command_of_some_cases_records_nothing(
+    ours: Ours, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selftest, "verify", lambda *args: pytest.fail("a few cases verify nothing"))
+    assert main(["selftest", "--backend", "ours", "--device", "cpu", "--match", "stem_uint8 float32", "1x2048"]) == 0
+    assert "ours on cpu: 5 passed" in capsys.readouterr().out
+    assert main(["selftest", "--backend", "ours", "--match", "no such case"]) == 2
+    assert "argument --match: no case has 'no such case'" in capsys.readouterr().err
+
+
 def test_command_fails_with_the_cases_named(
     ours: Ours, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

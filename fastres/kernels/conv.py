@@ -126,12 +126,14 @@ def conv_kernel(
     y = acc.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + at, y, mask=inside)
     if partial_ptr is not None:
+        rows = min(BLOCK_M, M - tile_m * BLOCK_M)
         value = tl.where((row < M)[:, None], y.to(tl.float32), 0.0)
-        mean = tl.sum(value, 0) / min(BLOCK_M, M - tile_m * BLOCK_M)
-        off = tl.where((row < M)[:, None], value - mean[None, :], 0.0)
+        rough = tl.sum(value, 0) / rows
+        off = tl.where((row < M)[:, None], value - rough[None, :], 0.0)
+        correction = tl.sum(off, 0) / rows
         part = partial_ptr + 2 * tile_m.to(INDEX) * K + column
-        tl.store(part, mean, mask=exists)
-        tl.store(part + K, tl.sum(off * off, 0), mask=exists)
+        tl.store(part, rough + correction, mask=exists)
+        tl.store(part + K, tl.sum(off * off, 0) - correction * correction * rows, mask=exists)
 
 
 def merging(width: int, groups: int) -> int:

@@ -143,7 +143,8 @@ def backward(
     dy, masked = through_norm(depth - 1, gradient, relu, owned, shortcut is not None)
     dsource: Tensor | None = None
     if block.identity:
-        dsource = masked
+        # A backend's workspace, perhaps, until the block's end.
+        dsource = masked if other is None or masked is None else masked.clone()
     elif block.shortcut is not None and (source_needed or any(wanted[-1])):
         assert masked is not None
         projected, _ = through_norm(depth, masked, None, masked is not gradient)
