@@ -54,6 +54,10 @@ class Backend:
         """Why this backend cannot run `layer` on `x`, or None."""
         raise NotImplementedError
 
+    def kernel(self, x: Tensor, layer: ConvBN, operator: str) -> str:
+        """Which of this backend's kernels runs `layer` in `operator` ("conv", "stem"), or "" where there is one."""
+        return ""
+
     def prepare(self, x: Tensor, layer: ConvBN) -> Any:
         """What `conv` needs of `layer` for inputs like `x`: folded weights in its own layout, geometry. Cached."""
         raise NotImplementedError
@@ -82,6 +86,7 @@ class Choice:
     x_shape: tuple[int, ...]
     backend: str
     reason: str
+    kernel: str = ""
 
 
 _registered: dict[str, Backend] = {}
@@ -162,20 +167,20 @@ def is_recording() -> bool:
     return _log.get() is not None
 
 
-def resolve(x: Tensor, layer: ConvBN, model_backend: str = "") -> Backend:
-    """The backend that runs `layer` on `x`. Raises BackendError if one was named and cannot."""
+def resolve(x: Tensor, layer: ConvBN, model_backend: str = "", operator: str = "conv") -> Backend:
+    """The backend that runs `layer` in `operator` on `x`. Raises BackendError if one was named and cannot."""
     name = requested(model_backend)
     if name != AUTO:
         backend = get(name)
         if reason := backend.unsupported(x, layer):
             raise BackendError(f"backend {name!r} cannot run this convolution: {reason}")
-        _record(x, layer, backend, "asked for by name")
+        _record(x, layer, backend, "asked for by name", operator)
         return backend
     for name in AUTO_ORDER:
         backend = _registered[name]
         if _declines(backend, x, layer) is None:
             if _log.get() is not None:
-                _record(x, layer, backend, _why_not_before(name, x, layer))
+                _record(x, layer, backend, _why_not_before(name, x, layer), operator)
             return backend
     raise AssertionError("the reference backend runs everything")
 
@@ -197,9 +202,10 @@ def record_plain(conv: object, x: Tensor, reason: str) -> None:
         log.append(Choice(id(conv), tuple(x.shape), PLAIN, reason))
 
 
-def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str) -> None:
+def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str, operator: str) -> None:
     if (log := _log.get()) is not None:
-        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), backend.name, reason))
+        kernel = backend.kernel(x, layer, operator)
+        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), backend.name, reason, kernel))
 
 
 def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:

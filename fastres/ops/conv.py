@@ -60,7 +60,7 @@ def _projection(x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN,
 
 def _stem(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, model_backend: str) -> Tensor:
     layer.check(x)
-    backend = resolve(x, layer, model_backend)
+    backend = resolve(x, layer, model_backend, "stem")
     return nhwc(backend.stem(nhwc(x), backend.prepare(x, layer), kernel, stride, padding))
 
 
