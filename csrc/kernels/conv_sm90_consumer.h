@@ -30,7 +30,9 @@ class Consumer {
         continue;
       }
       start_sums(item);
-      if constexpr (!C::kCooperative) {  // the first tile's turn comes by itself
+      if constexpr (!C::kCooperative) {
+        // Turns keep the tensor cores with one tile at a time, and a stage's phases apart: the other consumer has seen
+        // all its steps come before this one waits for the next time around. The first tile's turn comes by itself.
         ptx::mbarrier_wait(shared_.turn(group_), turn_ ^ (group_ == 0));
         turn_ ^= 1;
       }
@@ -146,7 +148,7 @@ class Consumer {
   // Writes this warp's 16 rows of a slab, 16 columns at a time. Chunk c of row r, 16 bytes, lies at c ^ (r % 8).
   template <bool kResidual>
   __device__ void finish(const float* sum, uint32_t slab) const {
-    const float least = params_.relu ? 0.f : -ptx::kInfinity;
+    const float least = params_.relu ? 0.f : -ptx::infinity();
     const int row = 16 * warp_ + lane_ % 16;
 #pragma unroll
     for (int i = 0; i < kSlabColumns / 16; ++i, sum += 8) {

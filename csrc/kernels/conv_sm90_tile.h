@@ -57,6 +57,9 @@ struct Config90 {
   static constexpr int kProducts = kCooperative ? 1 : 2;                   // of 64 rows, a consumer's part of a tile
   static constexpr int kReaders = kCooperative ? kConsumers : 1;           // consumers that read a stage
   static constexpr int kTileSlabs = kN / kSlabColumns * (kTileM / kHalf);  // ordered by column, then by half
+  // A wait for a parity is for a phase only as long as the phase before is known to be over: a consumer must have used
+  // the slab itself the time before. (For stages, consumers' turns see to it.)
+  static_assert(kCooperative ? kSlabs % kConsumers == 0 : kSlabs >= kConsumers * kTileSlabs);
   static constexpr uint32_t kBytesA = kTileM * kTileDepth * 2, kBytesB = kN * kTileDepth * 2;
   static constexpr uint32_t kShareB = kBytesB / kCluster;  // of the weights, what one block of the cluster loads
 };

@@ -10,7 +10,9 @@ __device__ __forceinline__ float relu(float value) {
   return result;
 }
 
-constexpr float kInfinity = __builtin_huge_valf();
+__device__ __forceinline__ float infinity() {
+  return __int_as_float(0x7f800000);
+}
 
 // max(value, least), and NaN for NaN.
 __device__ __forceinline__ float at_least(float value, float least) {

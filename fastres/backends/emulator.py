@@ -7,6 +7,7 @@ For tests and for reading: every load and store is checked, and a launch that do
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,10 @@ def _module(stem: str) -> Module:
     return emulator.load(native.ptx(stem))
 
 
-def emulate(work: Work, seed: int = 0) -> list[Report]:
+def emulate(work: Work, seed: int = 0, modules: Mapping[str, Module] | None = None) -> list[Report]:
     """Runs the launches of `work` and gives a report of each; its result tensor then holds the result.
 
-    Memory that no launch wrote counts as uninitialised. Raises `fastres.emulator.Fault` at the first finding.
+    `modules`: by the name of its file, PTX to run in the place of this build's. Memory that no launch wrote counts as uninitialised. Raises `fastres.emulator.Fault` at the first finding.
     """
     from ..emulator import Fresh
 
@@ -45,7 +46,7 @@ def emulate(work: Work, seed: int = 0) -> list[Report]:
     for plan in work.plans:
         untouched = [Fresh(tensor) for address, tensor in fresh.items() if address not in reads]
         reports.append(
-            _module(plan.ptx).launch(
+            ((modules or {}).get(plan.ptx) or _module(plan.ptx)).launch(
                 plan.symbol,
                 plan.grid,
                 plan.block,

@@ -5,10 +5,15 @@ Blocks are few (`sms`), so that each computes more tiles than one and its rings 
 
 from __future__ import annotations
 
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import triton
 from convolutions import HALVES, Conv, Place, check, check_operands, operand, plain
 from tolerance import assert_right
 
@@ -18,6 +23,7 @@ from fastres.backends.emulator import emulate
 
 # Columns and cluster of each instantiation; rows are 128.
 TILES = [(64, 1), (128, 1), (128, 2), (256, 1), (256, 2)]
+NAMES = [f"conv_sm90_{t}_128x{n}_cluster{c}" for t in ("bf16", "fp16") for n, c in TILES]
 SM90: dict[str, Any] = {"kernel": "conv_sm90", "sms": 2}
 
 
@@ -27,7 +33,7 @@ def tile(columns: int, cluster: int, splits: int = 1) -> tuple[int, int, int, in
 
 def test_every_instantiation_is_tested_here() -> None:
     names = {name for name, stem in native.require().build_info()["kernels"].items() if stem == "conv_sm90"}
-    assert names == {f"conv_sm90_{t}_128x{n}_cluster{c}" for t in ("bf16", "fp16") for n, c in TILES}
+    assert names == set(NAMES)
 
 
 CONVOLUTIONS = {  # M and N tails, channels that fill no step, and more than one tile each way, at both strides
@@ -194,6 +200,47 @@ def test_a_tile_is_chosen_by_the_size_of_the_problem() -> None:
 
 
 # --- what was compiled -----------------------------------------------------------------------------------------------
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+@cache
+def machine_code() -> dict[str, str]:
+    """The SASS of each conv_sm90 that this build ships."""
+    command = [CUOBJDUMP, "-sass", "-arch", "sm_90a", native.require().__file__]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    functions = (part.partition("\n") for part in listing.split("Function : ")[1:])
+    return {name.strip(): body for name, _, body in functions if name.startswith("conv_sm90")}
+
+
+@cache
+def resources() -> dict[str, dict[str, int]]:
+    """What each needs: REG, STACK, LOCAL, ..."""
+    command = [CUOBJDUMP, "-res-usage", "-arch", "sm_90a", native.require().__file__]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"Function (conv_sm90\w+):\s*(.*)", listing)
+    return {name: {k: int(v) for k, v in re.findall(r"([A-Z]+):(\d+)", usage)} for name, usage in found}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_machine_code(name: str) -> None:
+    code = machine_code()[name]
+    columns, cluster = map(int, re.findall(r"x(\d+)_cluster(\d)", name)[0])
+    products = re.findall(r"HGMMA\.(\w+)\.F32(\.BF16)?", code)
+    assert {shape for shape, _ in products} == {f"64x{columns}x16"}
+    assert all(bool(bf16) == ("bf16" in name) for _, bf16 in products)
+    assert "UTMALDG.2D" in code  # x as a matrix, the residual
+    assert "UTMALDG.4D.IM2COL" in code
+    assert ("UTMALDG.3D.MULTICAST" in code) == (cluster == 2)
+    assert "UTMASTG.2D" in code
+    assert "STSM" in code
+    assert "USETMAXREG" in code
+    assert not re.search(r"\b(STL|LDL)\b", code), "local memory"
+    # Only the wait for the step before and the last one: none that ptxas put in because it would not let them overlap.
+    assert len(re.findall(r"WARPGROUP\.DEPBAR|WARPGROUP\.ARRIVE", code)) <= 4
+    usage = resources()[name]
+    assert usage["REG"] == 168
+    assert usage["STACK"] == usage["LOCAL"] == 0
 
 
 def test_nothing_is_read_or_written_before_the_kernels_before_are_over() -> None:
