@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastres import fused, optimize, selftest
 from fastres.backends import registry
 from fastres.measure.contenders import Forward
+from fastres.measure.graph import captured
 from fastres.measure.roofline import Cost, Layer, layers
 
 DISTINCT = 8  # images that differ: larger batches repeat them, so that the oracle's cost stays bounded
@@ -107,28 +108,9 @@ def _problem(
         backend = contender.partition(":")[2]
         run = partial(plain, module) if contender == EAGER else ours(module, backend)
         forward = partial(run, *placed)
-        return forward if device.type == "cpu" else _captured(forward, device)
+        return forward if device.type == "cpu" else captured(forward, device)
 
     return Problem({name: partial(build, name) for name in contenders(device)}, expected, baseline, costs)
-
-
-def _captured(forward: Forward, device: torch.device) -> Forward:
-    """`forward` as a CUDA graph: no time of the host's. Its output is overwritten by the next call."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # lazy initialisation, tuning and folding happen outside the capture
-            forward()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = forward()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return y
-
-    return replay
 
 
 def _batch(shape: tuple[int, ...]) -> Tensor:

@@ -128,7 +128,7 @@ void bind_conv(py::module_& m) {
 
   py::class_<ConvParams>(m, "ConvProblem", "act(conv(operand 0) [+ conv(operand 1)] [+ residual]).")
       .def(py::init([](const std::vector<ConvOperand>& operands, Quad output, int groups, uintptr_t residual,
-                       uintptr_t y, bool relu) {
+                       uintptr_t y, bool relu, uintptr_t input_scale, uintptr_t input_shift, uintptr_t moments) {
              if (operands.empty() || operands.size() > 2) throw std::invalid_argument("operands: expected one or two");
              ConvParams params{};
              std::copy(operands.begin(), operands.end(), params.operand);
@@ -137,10 +137,16 @@ void bind_conv(py::module_& m) {
              params.groups = groups;
              params.residual = address(residual), params.y = address(y);
              params.relu = relu;
+             params.input_scale = address<float>(input_scale), params.input_shift = address<float>(input_shift);
+             params.moments = address(moments);
              return params;
            }),
            py::arg("operands"), py::arg("output"), py::arg("groups"), py::arg("residual"), py::arg("y"),
-           py::arg("relu"));
+           py::arg("relu"), py::arg("input_scale") = 0, py::arg("input_shift") = 0, py::arg("moments") = 0)
+      .def_property(
+          "moments", [](const ConvParams& params) { return reinterpret_cast<uintptr_t>(params.moments); },
+          [](ConvParams& params, uintptr_t value) { params.moments = address(value); },
+          "Where each tile's statistics go, [tiles of rows, K, 3]; known once a tile is chosen.");
 
   m.def(
       "conv_sm80_tile",
@@ -217,36 +223,33 @@ void bind_bn_act(py::module_& m) {
   m.def(
       "bn_act_plan",
       [](DType dtype, BnActPass pass, int64_t rows, int channels, bool relu, uintptr_t x, uintptr_t residual,
-         uintptr_t gradient, uintptr_t output, uintptr_t y, uintptr_t gradient_residual, uintptr_t scale,
-         uintptr_t shift, uintptr_t scale2, uintptr_t shift2, uintptr_t mean, uintptr_t invstd, uintptr_t partial,
-         uintptr_t result) {
-        return plan_bn_act(dtype, pass,
-                           BnActParams{rows,
-                                       channels,
-                                       relu,
-                                       address(x),
-                                       address(residual),
-                                       address(gradient),
-                                       address(output),
-                                       address(y),
-                                       address(gradient_residual),
-                                       address<float>(scale),
-                                       address<float>(shift),
-                                       address<float>(scale2),
-                                       address<float>(shift2),
-                                       address<float>(mean),
-                                       address<float>(invstd),
-                                       address(partial),
-                                       address(result),
-                                       0,
-                                       0,
-                                       0});
+         uintptr_t gradient, uintptr_t y, uintptr_t gradient_residual, uintptr_t scale, uintptr_t shift,
+         uintptr_t scale2, uintptr_t shift2, uintptr_t mean, uintptr_t invstd, uintptr_t gradient_scale, int64_t values,
+         uintptr_t partial, uintptr_t result) {
+        BnActParams params{};
+        params.rows = rows, params.channels = channels, params.relu = relu;
+        params.x = address(x), params.residual = address(residual), params.gradient = address(gradient);
+        params.y = address(y), params.gradient_residual = address(gradient_residual);
+        params.scale = address<float>(scale), params.shift = address<float>(shift);
+        params.scale2 = address<float>(scale2), params.shift2 = address<float>(shift2);
+        params.mean = address<float>(mean), params.invstd = address<float>(invstd);
+        params.gradient_scale = address<float>(gradient_scale), params.values = values;
+        params.partial = address(partial), params.result = address(result);
+        return plan_bn_act(dtype, pass, params);
       },
       py::arg("dtype"), py::arg("pass_"), py::arg("rows"), py::arg("channels"), py::kw_only(), py::arg("relu") = false,
-      py::arg("x"), py::arg("residual") = 0, py::arg("gradient") = 0, py::arg("output") = 0, py::arg("y") = 0,
+      py::arg("x"), py::arg("residual") = 0, py::arg("gradient") = 0, py::arg("y") = 0,
       py::arg("gradient_residual") = 0, py::arg("scale") = 0, py::arg("shift") = 0, py::arg("scale2") = 0,
-      py::arg("shift2") = 0, py::arg("mean") = 0, py::arg("invstd") = 0, py::arg("partial") = 0, py::arg("result") = 0,
+      py::arg("shift2") = 0, py::arg("mean") = 0, py::arg("invstd") = 0, py::arg("gradient_scale") = 0,
+      py::arg("values") = 0, py::arg("partial") = 0, py::arg("result") = 0,
       "The launches of one pass, in order. Raises ValueError for what would corrupt memory.");
+  m.def(
+      "bn_merge_plan",
+      [](BnActPass pass, int slabs, int channels, uintptr_t partial, uintptr_t result) {
+        return plan_bn_merge(pass, slabs, channels, address(partial), address(result));
+      },
+      py::arg("pass_"), py::arg("slabs"), py::arg("channels"), py::arg("partial"), py::arg("result"),
+      "The launch that merges the partial results of a pass that reduces: [slabs, channels, 3 or 2].");
 }
 
 #endif  // FASTRES_CUDA

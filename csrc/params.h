@@ -62,7 +62,7 @@ void append_conv_sm80_names(std::vector<KernelName>& names);
 struct ConvOperand {
   const void* x;       // [N, H, W, C]
   const void* weight;  // [K, weight_pitch]: [K, R, S, C / groups], each filter's row padded with zeros
-  const float* bias;   // [K]
+  const float* bias;   // [K], or null
   int32_t h, w, c, r, s;
   int32_t stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int32_t weight_pitch;  // elements; a multiple of 16 bytes
@@ -75,7 +75,9 @@ struct ConvParams {
   int32_t n, p, q, k, groups;  // y is [N, P, Q, K]
   const void* residual;        // like y, or null; may be y
   void* y;
-  float* partial;  // [splits, N * P * Q, K] where the sum over depth is split, else null
+  const float *input_scale, *input_shift;  // [C]: x stands for relu(x * scale + shift), zeros around it; or null
+  void* moments;                           // floats [tiles of rows, K, 3] of y: count, mean, m2; or null
+  float* partial;                          // [splits, N * P * Q, K] where the sum over depth is split, else null
   int32_t splits;
   int32_t relu;
 };
@@ -122,8 +124,7 @@ struct StemParams {
 Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params);
 void append_stem_names(std::vector<KernelName>& names);
 
-// --- BatchNorm, ReLU, residual
-// -----------------------------------------------------------------------------------------
+// --- BatchNorm, ReLU, residual --------------------------------------------------------------------------------------
 
 enum class BnActPass : int32_t { kStatistics, kApply, kSums, kBackward };
 
@@ -133,20 +134,25 @@ struct BnActParams {
   int32_t channels;  // tensors are [rows, channels]
   int32_t relu;
   const void* x;
-  const void* residual;                                          // apply: added; or null
-  const void* gradient;                                          // sums, backward: of the output
-  const void* output;                                            // sums, backward with ReLU: the forward's y
-  void* y;                                                       // apply: the result; backward: the gradient of x
-  void* gradient_residual;                                       // backward: written; or null
-  const float *scale, *shift, *scale2, *shift2, *mean, *invstd;  // [channels]
-  void* partial;                  // floats [slabs, channels, 3] for statistics, [slabs, channels, 2] for sums
+  const void* residual;                          // apply: added, or null; sums, backward with ReLU: likewise
+  const void* gradient;                          // sums, backward: of the output
+  void* y;                                       // apply: the result; backward: the gradient of x, maybe gradient
+  void* gradient_residual;                       // backward: written; or null
+  const float *scale, *shift, *scale2, *shift2;  // [channels]: apply; sums, backward with ReLU
+  const float *mean, *invstd, *gradient_scale;   // [channels]: sums, backward
+  int64_t values;                                // backward: what the sums are divided by
+  void* partial;                  // floats [slabs + 1, channels, 3] for statistics, [slabs, channels, 2] for sums
   void* result;                   // floats [channels, 3]: count, mean, m2; or [channels, 2]: sum_g, sum_gx
+  int32_t from_origin;            // statistics: means are relative to those in partial's last row
   int32_t slabs, lanes, aligned;  // the plan's own
 };
 
 // Slabs of rows that partial results are kept for.
 int bn_act_slabs(DType dtype, int64_t rows, int channels);
 std::vector<Plan> plan_bn_act(DType dtype, BnActPass pass, const BnActParams& params);
+
+// The second launch of a pass that reduces, by itself: `partial` [slabs, channels, 3 or 2] -> `result`.
+Plan plan_bn_merge(BnActPass pass, int slabs, int channels, void* partial, void* result, bool from_origin = false);
 void append_bn_act_names(std::vector<KernelName>& names);
 
 }  // namespace fastres

@@ -13,10 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from . import ops  # noqa: F401  registers torch.ops.fastres
+from . import (
+    fusing,
+    ops,  # noqa: F401  registers torch.ops.fastres
+    reference,
+    train_step,
+)
 from .backends import registry
-from .fusing import call_obstacle, hooked, module_obstacle, must_be_called, plain_weight, read
-from .layer import Block, flatten
+from .fusing import call_obstacle, hooked, module_obstacle, must_be_called, plain_weight
+from .layer import Block, ConvBN, flatten
+from .pixels import Pixels
 
 __all__ = [
     "ResidualParts",
@@ -26,6 +32,7 @@ __all__ = [
     "head",
     "hooked",
     "must_be_called",
+    "normalize",
     "projection",
     "stage",
     "stem",
@@ -48,16 +55,50 @@ def _call(operator: Any, *args: Any) -> Tensor:
         return operator(*args)
 
 
+def read(
+    x: Any,
+    pairs: Iterable[tuple[nn.Module, nn.Module]],
+    acts: Iterable[nn.Module | None] = (),
+    other: Tensor | None = None,
+    backend: str = "",
+) -> list[ConvBN] | str:
+    """`fusing.read`, or why not where the plain path was asked for by name."""
+    return "asked for by name" if _wants_plain(backend) else fusing.read(x, pairs, acts, other)
+
+
+def _wants_plain(backend: str) -> bool:
+    # In a compiled graph the operator is told by its resolver: to compute the same without fusing.
+    return not torch.compiler.is_compiling() and registry.requested(backend) == registry.PLAIN
+
+
+def _train(
+    x: Any,
+    pair: train_step.Pair,
+    act: nn.Module | None,
+    backend: str,
+    other: Tensor | None = None,
+    projection: train_step.Pair | None = None,
+    **options: Any,
+) -> Tensor | str:
+    """The layer's training step as one operator, or why not. Asked where inference may not fuse."""
+    step = train_step.read(x, [pair], (act,), projection, backend)
+    if isinstance(step, str):
+        return step
+    _check_dtype(x, pair[0])
+    return step.run(x, other, **options)
+
+
 def _plain(conv: nn.Module, x: Any, why: str) -> None:
     """Tells `explain` that `conv` runs unfused."""
     if not torch.compiler.is_compiling() and not isinstance(x, fx.Proxy):
         registry.record_plain(conv, x, why)
 
 
-def check_input(x: Any, conv: Any) -> None:
+def check_input(x: Any, conv: Any, pixels: Pixels | None = None) -> None:
     """Raises TypeError or ValueError, naming `x`, unless it is an image batch that `conv`, the first layer, accepts.
 
-    Outside autocast its dtype must be the weights'. A first layer that is no plain Conv2d judges for itself.
+    Outside autocast its dtype must be the weights'; with `pixels`, uint8. A first layer that is no plain Conv2d judges
+    for itself.
     """
     if isinstance(x, fx.Proxy) or type(conv) is not nn.Conv2d:
         return
@@ -71,7 +112,15 @@ def check_input(x: Any, conv: Any) -> None:
         raise ValueError(f"x: expected an image of at least 1 x 1, got {tuple(x.shape)}")
     if conv.weight.device.type != "meta" and x.device != conv.weight.device and not conv._forward_pre_hooks:
         raise ValueError(f"x: expected device {conv.weight.device}, that of the weights, got {x.device}")
-    _check_dtype(x, conv)
+    if pixels is None:
+        _check_dtype(x, conv)
+    elif x.dtype != torch.uint8:
+        raise TypeError(f"x: expected torch.uint8, as the model has input='uint8', got {x.dtype}")
+
+
+def normalize(x: Any, conv: Any, pixels: Pixels | None) -> Any:
+    """8-bit `x` as numbers of `conv`'s dtype, for a path that no kernel of 8-bit pixels takes; `x` without `pixels`."""
+    return x if pixels is None else reference.normalize(x, pixels, conv.weight.dtype)
 
 
 def _check_dtype(x: Tensor, conv: Any) -> None:
@@ -83,9 +132,12 @@ def _check_dtype(x: Tensor, conv: Any) -> None:
 
 def conv_bn(x: Tensor, conv: nn.Module, bn: nn.Module, *, backend: str = "") -> Tensor:
     """bn(conv(x)): the projection shortcut. Arguments as `conv_bn_act`."""
-    layers = read(x, [(conv, bn)])
+    layers = read(x, [(conv, bn)], backend=backend)
     if isinstance(layers, str):
-        _plain(conv, x, layers)
+        trained = _train(x, (conv, bn), None, backend, relu=False)
+        if isinstance(trained, Tensor):
+            return trained
+        _plain(conv, x, trained)
         return bn(conv(x))
     _check_dtype(x, conv)
     return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0], None, False, backend)
@@ -109,9 +161,12 @@ def conv_bn_act(
     Raises TypeError for a dtype other than the weights' outside autocast, ValueError for a shape or device that does
     not fit, BackendError where a backend asked for by name cannot run.
     """
-    layers = read(x, [(conv, bn)], (act,), residual)
+    layers = read(x, [(conv, bn)], (act,), residual, backend)
     if isinstance(layers, str):
-        _plain(conv, x, layers)
+        trained = _train(x, (conv, bn), act, backend, residual, identity=residual is not None)
+        if isinstance(trained, Tensor):
+            return trained
+        _plain(conv, x, trained)
         y = bn(conv(x))
         if residual is not None:
             y += residual
@@ -136,12 +191,16 @@ def projection(
     """
     pool, shortcut = _shortcut(downsample)
     if shortcut is not None:
-        layers = read(x, [(conv, bn), shortcut], (act,), block_input)
+        layers = read(x, [(conv, bn), shortcut], (act,), block_input, backend)
         if not isinstance(layers, str):
             _check_dtype(x, conv)
             block_input = block_input if pool is None else pool(block_input)
             return _call(torch.ops.fastres.projection.default, x, *layers[0], block_input, *layers[1], backend)
-    layers = read(x, [(conv, bn)], (act,), block_input)
+        if pool is None:
+            trained = _train(x, (conv, bn), act, backend, block_input, shortcut)
+            if isinstance(trained, Tensor):
+                return trained
+    layers = read(x, [(conv, bn)], (act,), block_input, backend)
     if not isinstance(layers, str):
         return conv_bn_act(x, conv, bn, _downsample(block_input, downsample, shortcut), act=act, backend=backend)
     _plain(conv, x, layers)
@@ -153,6 +212,8 @@ def projection(
 def _downsample(x: Tensor, downsample: nn.Module, shortcut: tuple[nn.Module, nn.Module] | None) -> Tensor:
     if shortcut is not None:
         why = read(x, [shortcut])
+        if isinstance(why, str):
+            why = fusing.read_training(x, [shortcut])
         _plain(shortcut[0], x, why if isinstance(why, str) else "the end of its block may not fuse")
     return downsample(x)
 
@@ -169,13 +230,32 @@ def _shortcut(downsample: Any) -> tuple[nn.Module | None, tuple[nn.Module, nn.Mo
     return None, None
 
 
-def stem(x: Tensor, conv: nn.Module, bn: nn.Module, act: nn.Module, maxpool: Any, *, backend: str = "") -> Tensor:
-    """maxpool(act(bn(conv(x)))): the network's first layers, as one operator."""
-    layers = read(x, [(conv, bn)], (act,))
-    if isinstance(layers, str) or not _is_square_max_pool(maxpool):
+def stem(
+    x: Tensor,
+    conv: Any,
+    bn: nn.Module,
+    act: nn.Module,
+    maxpool: Any,
+    *,
+    pixels: Pixels | None = None,
+    backend: str = "",
+) -> Tensor:
+    """maxpool(act(bn(conv(x)))): the network's first layers, as one operator; with `pixels`, `x` is uint8."""
+    layers = read(x, [(conv, bn)], (act,), None, backend)
+    poolable = _is_square_max_pool(maxpool)
+    if isinstance(layers, str) or not poolable:
+        x = normalize(x, conv, pixels)
+        if poolable:
+            pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
+            trained = _train(x, (conv, bn), act, backend, pool=pool)
+            if isinstance(trained, Tensor):
+                return trained
         return maxpool(conv_bn_act(x, conv, bn, act=act, backend=backend))
-    _check_dtype(x, conv)
     pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
+    if pixels is not None:
+        dtype = conv.weight.dtype
+        return _call(torch.ops.fastres.stem_uint8.default, x, *layers[0], *pool, dtype, *pixels, backend)
+    _check_dtype(x, conv)
     return _call(torch.ops.fastres.stem.default, x, *layers[0], *pool, backend)
 
 
@@ -204,6 +284,23 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
     if fusable:
         return _call(torch.ops.fastres.head.default, x, fc.weight, fc.bias, backend)
     return fc(torch.flatten(avgpool(x), 1))
+
+
+def train_block(x: Tensor, parts: ResidualParts | None, *, backend: str = "") -> Tensor | None:
+    """A residual block's training step as one operator, or None: where it does not train, or may not be one operator.
+
+    Training is what records gradients or normalises by a batch's statistics. A shortcut other than a projection is
+    called, and its result is an input of the operator.
+    """
+    if parts is None or not isinstance(read(x, parts.branch, parts.acts, None, backend), str):
+        return None
+    pool, shortcut = (None, None) if parts.shortcut is None else _shortcut(parts.shortcut)
+    step = train_step.read(x, parts.branch, parts.acts, shortcut, backend)
+    if isinstance(step, str):
+        return None
+    _check_dtype(x, parts.branch[0][0])
+    other = parts.shortcut if shortcut is None else pool
+    return step.run(x, None if other is None else other(x), identity=shortcut is None)
 
 
 def stage(x: Tensor, blocks: Iterable[nn.Module], *, backend: str = "") -> Tensor:

@@ -50,6 +50,32 @@ def read(
     return call_obstacle() or layers
 
 
+def read_training(
+    x: Any, pairs: Iterable[tuple[nn.Module, nn.Module]], acts: Iterable[nn.Module | None] = ()
+) -> list[ConvBN] | str:
+    """As `read`, for a step of training: BatchNorms in either mode, gradients recorded or not."""
+    if isinstance(x, fx.Proxy):
+        return "the call is traced by torch.fx"
+    layers: list[ConvBN] = []
+    for conv, bn in pairs:
+        layer = _read_pair(conv, bn, training=True)
+        if isinstance(layer, str):
+            return layer
+        if layer.bias is not None:
+            return "the convolution has a bias, and is trained"
+        if bn.training and layer.steps is None and type(bn) is not FrozenBatchNorm2d:
+            return "BatchNorm does not count its batches"
+        layers.append(layer)
+    for act in acts:
+        if act is not None and (why := module_obstacle(act, nn.ReLU)):
+            return why
+    if torch.compiler._is_exporting_flag:  # Dynamo holds is_exporting() to be true wherever it compiles
+        return "a training step is exported as PyTorch's own operators"
+    if why := call_obstacle():
+        return why
+    return "an empty batch" if x.numel() == 0 else layers
+
+
 def call_obstacle() -> str | None:
     """Why nothing may fuse at present, whatever the modules, or None."""
     if torch.compiler.is_compiling():
@@ -91,7 +117,7 @@ def plain_weight(weight: Any) -> bool:
     return type(weight) in _WEIGHTS
 
 
-def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
+def _read_pair(conv: Any, bn: Any, training: bool = False) -> ConvBN | str:
     kind = type(bn)
     if (
         kind not in BATCH_NORMS
@@ -100,7 +126,7 @@ def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
         or conv._forward_pre_hooks
         or bn._forward_hooks
         or bn._forward_pre_hooks
-        or (bn.training and kind is not FrozenBatchNorm2d)
+        or (bn.training and not training and kind is not FrozenBatchNorm2d)
         or conv.padding_mode != "zeros"
         or isinstance(conv.padding, str)
         or "forward" in conv.__dict__

@@ -7,6 +7,7 @@ A `ConvBN` holds raw tensors and the geometry of one convolution. It flattens in
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -61,11 +62,50 @@ class ConvBN(NamedTuple):
             raise ValueError(f"x: image {tuple(x.shape[2:])} is too small for a {kernel} kernel with {self.padding=}")
 
 
+class Norm(IntEnum):
+    """Which statistics a BatchNorm normalises by."""
+
+    RUNNING = 0
+    BATCH = 1
+    SYNCHRONISED = 2  # those of all processes' batches
+
+
 class Block(NamedTuple):
     """A residual block: relu(branch(x) + shortcut(x)), ReLU between the branch's convolutions; None is the identity."""
 
     branch: tuple[ConvBN, ...]
     shortcut: ConvBN | None
+
+
+class TrainBlock(NamedTuple):
+    """A block as it is trained: [pool](act(branch(x) [+ shortcut(source)])), `source` being x or a second activation.
+
+    `norms` has one entry a layer, `shortcut` last. Layers that normalise by the batch's statistics have no `mean` and
+    `var`. `identity` says whether the source itself is added; `pool` is kernel, stride and padding, or zeros for none.
+    """
+
+    branch: tuple[ConvBN, ...]
+    shortcut: ConvBN | None
+    norms: tuple[Norm, ...]
+    identity: bool = False
+    relu: bool = True
+    pool: tuple[int, int, int] = (0, 0, 0)
+
+    def layers(self) -> tuple[ConvBN, ...]:
+        return self.branch if self.shortcut is None else (*self.branch, self.shortcut)
+
+    def flatten(self) -> tuple[list[Tensor], list[int], list[float], list[int]]:
+        """As operator arguments: those of `flatten`, and what it leaves."""
+        return *flatten([Block(self.branch, self.shortcut)]), [self.identity, self.relu, *self.pool, *self.norms]
+
+    @classmethod
+    def unflatten(
+        cls, tensors: Sequence[Tensor], spec: Sequence[int], eps: Sequence[float], options: Sequence[int]
+    ) -> TrainBlock:
+        [(branch, shortcut)] = unflatten(tensors, spec, eps)
+        identity, relu, kernel, stride, padding, *norms = options
+        pool = kernel, stride, padding
+        return cls(branch, shortcut, tuple(map(Norm, norms)), bool(identity), bool(relu), pool)
 
 
 def flatten(blocks: Iterable[Block]) -> tuple[list[Tensor], list[int], list[float]]:

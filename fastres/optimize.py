@@ -6,6 +6,7 @@ import copy
 import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from . import fused
 from .backends import registry
 from .models import resnet
+from .pixels import pixels_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -37,17 +39,21 @@ class LayerGetter(IntermediateLayerGetter, resnet.Carrier):
     """torchvision's IntermediateLayerGetter, the body of its detection and segmentation models, with a fused stem."""
 
     plain_class = IntermediateLayerGetter
+    takes_image = True
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         out: OrderedDict[str, Tensor] = OrderedDict()
         layers = list(self.items())
         first = [name for name, _ in layers[:4]]
         if first == ["conv1", "bn1", "relu", "maxpool"] and not {*first[:3]} & {*self.return_layers}:
-            fused.check_input(x, self.conv1)
-            x = fused.stem(x, self.conv1, self.bn1, self.relu, self.maxpool, backend=self.backend_name)
+            fused.check_input(x, self.conv1, self.pixels)
+            stem = self.conv1, self.bn1, self.relu, self.maxpool
+            x = fused.stem(x, *stem, pixels=self.pixels, backend=self.backend_name)
             if "maxpool" in self.return_layers:
                 out[self.return_layers["maxpool"]] = x
             layers = layers[4:]
+        else:
+            x = fused.normalize(x, layers[0][1], self.pixels)
         for name, module in layers:
             x = module(x)
             if name in self.return_layers:
@@ -55,7 +61,15 @@ class LayerGetter(IntermediateLayerGetter, resnet.Carrier):
         return out
 
 
-def optimize(model: M, *, backend: str | None = None, inplace: bool = False) -> M:
+def optimize(
+    model: M,
+    *,
+    backend: str | None = None,
+    input: str = "float",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    inplace: bool = False,
+) -> M:
     """The fast equivalent of `model`, sharing its parameters and buffers.
 
     Residual blocks of torchvision and timm, the ResNets around them, and the ResNet bodies of torchvision's detection
@@ -65,11 +79,16 @@ def optimize(model: M, *, backend: str | None = None, inplace: bool = False) -> 
     Args:
         model: any built nn.Module. Its mode, hooks and state dict are kept.
         backend: backend that the result asks for, as in `fastres.ResNet50(backend=...)`.
+        input: "uint8" for a result that takes images of 8-bit pixels and normalises them by `mean` and `std`, as in
+            `fastres.ResNet50(input=...)`; "float" for one that takes what `model` does.
+        mean: as there.
+        std: as there.
         inplace: convert `model` itself rather than a copy of its modules.
 
     Raises:
         TypeError: if `model` is not an nn.Module.
-        ValueError: for an unknown backend.
+        ValueError: for an unknown backend, a wrong `input`, `mean` or `std`, or `input="uint8"` where not exactly one
+            ResNet in `model` would take the image.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -77,6 +96,11 @@ def optimize(model: M, *, backend: str | None = None, inplace: bool = False) -> 
     if not inplace:
         shared = [*model.parameters(), *model.buffers()]
         model = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    takers = [m for m in model.modules() if getattr(_counterpart(m)[0] or type(m), "takes_image", False)]
+    if input == "uint8" and len(takers) != 1:
+        raise ValueError(f"input: 'uint8' is for a model with one ResNet that takes the image, got {len(takers)}")
+    channels = next((m.in_channels for taker in takers for m in taker.modules() if isinstance(m, nn.Conv2d)), 3)
+    pixels = pixels_of(input, mean, std, channels)
     converted, left = [], []
     for name, module in reversed(list(model.named_modules())):  # children first: a Stage is a Sequential of our blocks
         target, reason = _counterpart(module)
@@ -88,6 +112,8 @@ def optimize(model: M, *, backend: str | None = None, inplace: bool = False) -> 
     for module in model.modules():
         if isinstance(module, resnet.Carrier):
             module.backend_name = backend or ""
+            if pixels is not None and module.takes_image:
+                module.pixels = pixels
     report = OptimizationReport(tuple(reversed(converted)), tuple(reversed(left)))
     model.__dict__["fastres_report"] = report
     if left:

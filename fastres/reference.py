@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .layer import Block, ConvBN
+from .pixels import Pixels
 
 
 def conv_bn(x: Tensor, layer: ConvBN) -> Tensor:
@@ -38,6 +40,21 @@ def projection(x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN) 
 def stem(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int) -> Tensor:
     """max_pool(relu(BatchNorm(conv(x)))): conv1 and the pooling that begins conv2_x in the paper's table 1."""
     return F.max_pool2d(conv_bn_act(x, layer), kernel, stride, padding)
+
+
+def normalize(x: Tensor, pixels: Pixels, dtype: torch.dtype) -> Tensor:
+    """uint8 [N, C, H, W] as numbers: (x / 255 - mean) / std in at least float32, rounded once to `dtype`."""
+    exact = torch.promote_types(dtype, torch.float32)
+    # Filled, not copied from the host: a CUDA graph can record it.
+    mean, std = (torch.cat([x.new_full((1,), v, dtype=exact) for v in values]).view(-1, 1, 1) for values in pixels)
+    return ((x.to(exact) / 255 - mean) / std).to(dtype)
+
+
+def stem_uint8(
+    x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+) -> Tensor:
+    """`stem` of an image of 8-bit pixels, in `dtype`; the convolution's padding is of normalised zeros."""
+    return stem(normalize(x, pixels, dtype), layer, kernel, stride, padding)
 
 
 def head(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

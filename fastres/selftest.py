@@ -18,6 +18,7 @@ from . import ops, reference  # noqa: F401  ops registers torch.ops.fastres
 from .backends import registry, verification
 from .layer import ConvBN
 from .measure.parity import ParityError, check
+from .pixels import MEAN, STD, Pixels
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 PASSED, FAILED, DECLINED = "passed", "failed", "declined"
@@ -108,6 +109,7 @@ def cases(dtypes: Sequence[torch.dtype] = FLOATS) -> Iterator[Case]:
             yield Case("projection", geometry, dtype, shortcut=shortcut)
         for geometry in STEMS:
             yield Case("stem", geometry, dtype)
+            yield Case("stem_uint8", geometry, dtype)
         for geometry in HEADS:
             yield Case("head", geometry, dtype, relu=False)
         yield Case("conv_bn_act", GEOMETRIES[0], dtype, residual=True, special=True)
@@ -122,10 +124,10 @@ def run(case: Case, backend: str, device: torch.device) -> Outcome:
     if case.special and case.relu and not registry.get(backend).relu_keeps_nan:
         return Outcome(case, DECLINED, f"backend {backend!r}: NaN through its ReLU is the library's choice")
     problem = [_to(value, device, case.dtype) for value in _problem(case)]
-    expected = _reference(case, [_to(value, torch.device("cpu"), torch.float64) for value in problem])
+    expected = _reference(case, [_to(value, torch.device("cpu"), torch.float64) for value in problem], torch.float64)
     with torch.no_grad():
         try:
-            baseline = _reference(case, problem)
+            baseline = _reference(case, problem, case.dtype)
         except RuntimeError as error:
             return Outcome(case, DECLINED, f"PyTorch cannot run it: {str(error).splitlines()[0]}")
         torch.full_like(baseline, float("nan"))  # freed at once: where the allocator will put the output
@@ -139,6 +141,31 @@ def run(case: Case, backend: str, device: torch.device) -> Outcome:
         return Outcome(case, PASSED, str(check(result, expected, baseline)))
     except ParityError as error:
         return Outcome(case, FAILED, str(error))
+
+
+class Posed:
+    """A case on a device for measuring: its images, repeated to a batch of `batch`, and what the result should be."""
+
+    def __init__(self, case: Case, device: torch.device, batch: int) -> None:
+        self.case, self._n = case, case.geometry.n
+        problem = [_to(value, device, case.dtype) for value in _problem(case)]
+        exact = [_to(value, torch.device("cpu"), torch.float64) for value in problem]
+        self._expected = _reference(case, exact, torch.float64)
+        self._baseline = _reference(case, problem, case.dtype)
+        repeats = -(-batch // self._n)
+        self._problem = [v.repeat(repeats, 1, 1, 1)[:batch] if isinstance(v, Tensor) else v for v in problem]
+        self._problem = [_nhwc(v) if isinstance(v, Tensor) else v for v in self._problem]
+
+    def call(self, backend: str) -> Tensor:
+        """The operator's result on `backend`, whatever the resolver would choose."""
+        return _operator(self.case, self._problem, backend)
+
+    def check(self, result: Tensor) -> None:
+        """Raises ParityError unless the first and the last image of each kind are right."""
+        batch, n = len(result), self._n
+        check(result[:n], self._expected, self._baseline)
+        last = torch.arange(batch - n, batch) % n
+        check(result[-n:], self._expected[last], self._baseline[last.to(self._baseline.device)])
 
 
 def verify(backend: str, device: torch.device, outcomes: Sequence[Outcome]) -> verification.Record | None:
@@ -171,6 +198,8 @@ def _problem(case: Case) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
     g = case.geometry
     x = torch.randn((g.n, g.c, g.h, g.w), generator=generator)
+    if case.operator == "stem_uint8":
+        return [(x * 64 + 128).clamp(0, 255).to(torch.uint8), layer(g, generator)]
     if case.special:
         x[0, 0, 0, 0], x[-1, -1, -1, -1], x[0, 1, 2, 3] = float("nan"), float("inf"), float("-inf")
     if case.operator == "head":
@@ -187,18 +216,26 @@ def _problem(case: Case) -> list[Any]:
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, ConvBN):
         return ConvBN._make(_to(field, device, dtype) if isinstance(field, Tensor) else field for field in value)
-    return None if value is None else value.to(device, dtype)
+    if value is None or value.dtype == torch.uint8:
+        return None if value is None else value.to(device)
+    return value.to(device, dtype)
 
 
-def _reference(case: Case, problem: list[Any]) -> Tensor:
-    return getattr(reference, case.operator)(*problem, *_flags(case))
+def _nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _reference(case: Case, problem: list[Any], dtype: torch.dtype) -> Tensor:
+    pixels = (Pixels(MEAN, STD), dtype) if case.operator == "stem_uint8" else ()
+    return getattr(reference, case.operator)(*problem, *_flags(case), *pixels)
 
 
 def _operator(case: Case, problem: list[Any], backend: str) -> Tensor:
     operator = getattr(torch.ops.fastres, case.operator).default
     spread = [field for value in problem for field in (value if isinstance(value, ConvBN) else (value,))]
-    return operator(*spread, *_flags(case), backend)
+    pixels = (case.dtype, MEAN, STD) if case.operator == "stem_uint8" else ()
+    return operator(*spread, *_flags(case), *pixels, backend)
 
 
 def _flags(case: Case) -> tuple[Any, ...]:
-    return {"conv_bn_act": (case.relu,), "stem": POOL}.get(case.operator, ())
+    return {"conv_bn_act": (case.relu,), "stem": POOL, "stem_uint8": POOL}.get(case.operator, ())

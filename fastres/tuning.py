@@ -7,19 +7,19 @@ source, whose digest is `kernels`, has changed. Nothing here measures, so nothin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from . import cache
 
 VERSION = 1
 Run = Callable[..., torch.Tensor]  # takes `tile`
@@ -30,8 +30,8 @@ _PACKAGE = Path(__file__).resolve().parent
 class Problem(NamedTuple):
     """The implicit GEMM of one convolution: with arithmetic and architecture, what a choice depends on."""
 
-    family: str  # "conv", "gemm", "projection" or "stem"
-    m: int  # output pixels
+    family: str  # "conv", "gemm", "projection" or "stem"; in training "conv_train", "dgrad" or "wgrad"
+    m: int  # output pixels; "dgrad" writes the convolution's input, these of it a pass, and reads its output as c
     n: int  # output channels of a group
     c: int  # input channels of a group; of the stem: the length of a filter's row, channels times width
     taps: int  # filter height times width; of the stem: the height
@@ -44,7 +44,8 @@ class Problem(NamedTuple):
 class Tile(NamedTuple):
     """How a kernel divides its work: the tile's sides, warps a program, stages of the load pipeline.
 
-    `group_m` is, for `gemm`, the tiles of a column that are neighbours in time; for `stem`, a program's pooled rows.
+    `group_m` is, for `gemm`, the tiles of a column that are neighbours in time; for `stem`, a program's pooled rows;
+    for `wgrad`, the number of splits. There `m` and `n` are sides of the weight's gradient, and `k` counts pixels.
     """
 
     m: int
@@ -81,7 +82,7 @@ Chooser = Callable[[Problem, str, torch.device, Run], Tile]
 _chooser: ContextVar[Chooser | None] = ContextVar("fastres_tile_chooser", default=None)
 
 
-@cache
+@functools.cache
 def _gpu(device: torch.device) -> tuple[int, int]:
     properties = torch.cuda.get_device_properties(device)
     return 10 * properties.major + properties.minor, properties.multi_processor_count
@@ -90,6 +91,14 @@ def _gpu(device: torch.device) -> tuple[int, int]:
 def arithmetic(dtype: torch.dtype, tf32: bool) -> str:
     """What a product of tensors of `dtype` is computed in: its name, or "tf32" where float32 may be rounded to that."""
     return "tf32" if dtype == torch.float32 and tf32 else str(dtype).removeprefix("torch.")
+
+
+def conv_tf32() -> bool:
+    """Whether PyTorch lets float32 convolutions be computed in TF32, by its older switch or its newer ones."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # the newer ones were set to what the older cannot say
+        return getattr(torch.backends.cudnn, "conv").fp32_precision == "tf32"  # noqa: B009  mypy knows no `conv`
 
 
 def choose(problem: Problem, numbers: str, device: torch.device, run: Run) -> Tile:
@@ -118,7 +127,7 @@ def asking(chooser: Chooser) -> Iterator[None]:
         _chooser.reset(token)
 
 
-@cache
+@functools.cache
 def _choose(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
     for table in _tables():
         tile = table.get(f"sm_{arch}", {}).get(numbers, {}).get(problem.key())
@@ -138,6 +147,8 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     if problem.family == "stem":
         # 128 columns hold the 112 of a 224-pixel image; more stages only take registers, as no load is asynchronous.
         return Tile(128, min(64, _power_of_2(problem.n)), _power_of_2(problem.c), 8, 1)
+    if problem.family == "wgrad":
+        return _wgrad(problem, numbers, arch, multiprocessors)
     exact = numbers == "float32"  # computed outside the tensor cores, where operands take registers too
     least_n = 64 if exact else 32
     m, n = (128 if problem.m > 64 else 64), min(128, _power_of_2(problem.n))
@@ -150,6 +161,21 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
         stages -= 1
     return Tile(m, n, k, 8 if m * n >= 128 * (64 if exact else 128) else 4, stages)
+
+
+def _wgrad(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
+    """Columns within one tap where channels allow it; two programs a multiprocessor, splits of four steps or more."""
+    exact = numbers == "float32"
+    within = problem.c & -problem.c  # its largest power of two
+    columns = problem.c * problem.taps
+    m, n = (128 if problem.n > 64 and not exact else 64), min(128, within if within >= 32 else _power_of_2(columns))
+    k = 16 if exact else 32 if numbers == "tf32" else 64
+    tiles = -(-problem.n // m) * -(-columns // n) * problem.groups
+    splits = max(1, min(2 * multiprocessors // tiles, problem.m // (4 * k)))
+    stages = 3
+    while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
+        stages -= 1
+    return Tile(m, n, k, 8 if m * n >= 128 * (64 if exact else 128) else 4, stages, splits)
 
 
 def candidates(problem: Problem, numbers: str, arch: int) -> Iterator[Tile]:
@@ -167,14 +193,17 @@ def candidates(problem: Problem, numbers: str, arch: int) -> Iterator[Tile]:
         for k in (32, 64) if half else (16, 32):
             for stages in (2, 3, 4, 5):
                 if _bytes(problem, m, n, k, stages, numbers, arch) <= shared_memory(arch):
-                    yield Tile(m, n, k, 8 if m * n >= 128 * 128 else 4, stages)
+                    tile = Tile(m, n, k, 8 if m * n >= 128 * 128 else 4, stages)
+                    for splits in (1, 4, 16, 64, 256) if problem.family == "wgrad" else (tile.group_m,):
+                        yield tile._replace(group_m=splits)
 
 
 def _bytes(problem: Problem, m: int, n: int, k: int, stages: int, numbers: str, arch: int) -> int:
-    """Shared memory of a tile, about: the pipeline's operands, and residual and output where they move by TMA."""
+    """Shared memory of a tile, about: the pipeline's operands, one that was normalised, what moves out by TMA."""
     size = 2 if numbers in ("bfloat16", "float16") else 4
     written = 2 * m * n * size if problem.family == "gemm" and 90 <= arch < 120 else 0
-    return (m + n) * k * size * stages + written + 1024
+    normalised = max(m, n) * k * size if problem.family in ("conv_train", "wgrad") else 0
+    return (m + n) * k * size * stages + normalised + written + 1024
 
 
 def record(measured: Mapping[Problem, Tile], numbers: str, arch: int) -> Path:
@@ -187,19 +216,14 @@ def record(measured: Mapping[Problem, Tile], numbers: str, arch: int) -> Path:
     tiles = _read(path)
     of_arch = tiles.setdefault(f"sm_{arch}", {}).setdefault(numbers, {})
     of_arch.update({problem.key(): list(tile) for problem, tile in measured.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        json.dump({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, file, indent=1)
-    os.replace(file.name, path)
+    cache.replace(path, json.dumps({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, indent=1))
     refresh()
     return path
 
 
 def user_table() -> Path:
-    """`tuning.json` in FASTRES_CACHE, else in `fastres` of XDG_CACHE_HOME, else in ~/.cache/fastres."""
-    if folder := os.environ.get("FASTRES_CACHE"):
-        return Path(folder) / "tuning.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastres" / "tuning.json"
+    """Where the user's own table is."""
+    return cache.path("tuning.json")
 
 
 def refresh() -> None:
@@ -208,14 +232,14 @@ def refresh() -> None:
     _choose.cache_clear()
 
 
-@cache
+@functools.cache
 def kernels_digest() -> str:
     """A digest of the Triton kernels' source, by which measurements and verifications of other kernels are told."""
     sources = sorted((_PACKAGE / "kernels").glob("*.py"))
     return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()[:16]
 
 
-@cache
+@functools.cache
 def _tables() -> tuple[dict[str, Any], ...]:
     return _read(user_table()), _read(_PACKAGE / "data" / "tuning.json")
 

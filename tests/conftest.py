@@ -1,4 +1,4 @@
-"""What every test shares: one thread, a fixed seed, no network, and a visible list of what needs a GPU."""
+"""What every test shares: one thread, a fixed seed, no network, and a visible list of what was left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import browser
 import hypothesis
 import pytest
 import torch
@@ -20,23 +21,28 @@ torch.set_num_threads(1)  # the images are small: a second thread would mostly w
 hypothesis.settings.register_profile("fastres", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("fastres")
 
-_without_gpu: list[str] = []
+_NEEDS = {"gpu": "an NVIDIA GPU", "browser": "Chromium"}  # by marker
+_left_out: dict[str, list[str]] = {}
+
+
+def _lacking() -> list[str]:
+    """Markers of what this machine has not got."""
+    return [*(["gpu"] if not torch.cuda.is_available() else []), *(["browser"] if browser.find() is None else [])]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if needs_gpu:
-        _without_gpu.extend(item.nodeid for item in needs_gpu)
-        config.hook.pytest_deselected(items=needs_gpu)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+    for marker in _lacking():
+        lacking = [item for item in items if item.get_closest_marker(marker)]
+        if lacking:
+            _left_out[marker] = [item.nodeid for item in lacking]
+            config.hook.pytest_deselected(items=lacking)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    if _without_gpu:
-        terminalreporter.section(f"{len(_without_gpu)} tests not run: they need an NVIDIA GPU")
-        for name, count in Counter(nodeid.partition("[")[0] for nodeid in _without_gpu).items():
+    for marker, left_out in _left_out.items():
+        terminalreporter.section(f"{len(left_out)} tests not run: they need {_NEEDS[marker]}")
+        for name, count in Counter(nodeid.partition("[")[0] for nodeid in left_out).items():
             terminalreporter.line(f"{name} ({count})")
 
 

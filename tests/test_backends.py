@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from tolerance import assert_right, assert_same_function, to_oracle
 from torch import nn
 
 import fastres
-from fastres.backends import registry
+from fastres import tuning
+from fastres.backends import ranking, registry, verification
+from fastres.backends.reference import Reference
 
 UNAVAILABLE = [name for name, reason in fastres.backends().items() if reason is not None]
 
@@ -37,7 +41,7 @@ def test_backends_lists_every_backend_with_the_reason_why_not() -> None:
 def test_auto_takes_the_first_choice() -> None:
     ours, _ = small_pair()
     assert ran(ours) == {"onednn"}
-    assert reasons(ours) == {"first choice for cpu"}
+    assert reasons(ours) == {"first choice for cpu", "as one with the convolution that it is added to"}
 
 
 @pytest.mark.parametrize("name", ["onednn", "reference"])
@@ -180,7 +184,7 @@ def test_auto_falls_back_and_explains() -> None:
     assert ran(ours.double(), image(dtype=torch.float64)) == {"reference"}
     (reason,) = reasons(ours, image(dtype=torch.float64))
     assert "onednn: does not run torch.float64: expected float32, bfloat16 or float16" in reason
-    assert all(name in reason for name in registry.AUTO_ORDER if name != "reference")
+    assert all(name in reason for name in ranking.ORDER["cpu"] if name != "reference")
 
 
 def test_pytorchs_own_switch_is_respected() -> None:
@@ -224,3 +228,157 @@ def test_a_backend_serves_a_direct_call() -> None:
     for name in ("onednn", "reference"):
         result = conv_bn_act(x, layer, None, True, name)
         assert_right(result, reference.conv_bn_act(x, layer), reference.conv_bn_act(*to_oracle((x, layer))))
+
+
+# --- several that could: the measured table, then the rule
+
+
+NUMBERS = ranking.arithmetic(torch.float32)
+
+
+class Fake(Reference):
+    """Stands for a backend of our own kernels, on a CPU."""
+
+    keeps_parameters = False  # so that plans with it are cached
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def fingerprint(self) -> str:
+        return "v1"
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Backends "fast" and "slow", verified here, behind "onednn"."""
+    monkeypatch.setenv("FASTRES_CACHE", str(tmp_path))
+    for name in ("fast", "slow"):
+        monkeypatch.setitem(registry._registered, name, Fake(name))
+        verification.add(verification.Record(name, "cpu", "v1"))
+    monkeypatch.setitem(ranking.ORDER, "cpu", ("onednn", "slow", "fast", "reference"))
+    ranking.refresh()
+    yield
+    monkeypatch.undo()
+    verification.records.cache_clear()
+    ranking.refresh()
+
+
+def operators(model: nn.Module) -> dict[str, tuple[str, str]]:
+    """Of each operator, the backend that ran the first convolution resolved as part of it, and why."""
+    with torch.no_grad(), registry.recording() as choices:
+        model(image())
+    return {choice.operator: (choice.backend, choice.reason) for choice in reversed(choices)}
+
+
+def keys(model: nn.Module) -> dict[str, str]:
+    with torch.no_grad(), registry.recording() as choices:
+        model(image())
+    return {ranking.key(c.operator, c.x_shape, c.layer): c.operator for c in choices if c.layer is not None}
+
+
+def test_the_measured_table_comes_before_the_rule(fakes: None) -> None:
+    ours, theirs = small_pair()
+    assert set(operators(ours).values()) >= {("onednn", "first choice for cpu")}
+    winners = {key: "fast" for key, operator in keys(ours).items() if operator != "conv"}
+    assert ranking.record(winners, NUMBERS, torch.device("cpu")) == ranking.user_table()
+    by_operator = operators(ours)
+    why = "the fastest here when `fastres tune` measured"
+    assert by_operator["stem"] == by_operator["residual"] == by_operator["projection"] == ("fast", why)
+    assert by_operator["shortcut"] == ("fast", "as one with the convolution that it is added to")
+    assert by_operator["conv"][0] == "onednn"  # also in the plan of a stage that was made before
+    assert_same_function(ours, theirs, image())
+    assert ran(ours, image(1, 3, 64, 64)) == {"onednn"}  # another problem
+    with fastres.use_backend("slow"):
+        assert ran(ours) == {"slow"}
+
+
+def test_a_plan_is_made_anew_when_the_table_changes(fakes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = small_pair()
+    calls: list[str] = []
+    run = Reference.conv
+    monkeypatch.setattr(Fake, "conv", lambda self, *args, **kw: calls.append(self.name) or run(self, *args, **kw))
+    problems = keys(ours)
+    with torch.no_grad():
+        ours(image())
+        assert calls == []
+        ranking.record(dict.fromkeys(problems, "fast"), NUMBERS, torch.device("cpu"))
+        ours(image())
+        assert set(calls) == {"fast"}
+        calls.clear()
+        registry._registered["fast"].fingerprint = lambda: "v2"  # type: ignore[method-assign]
+        verification.add(verification.Record("another", "cpu", "v1"))
+        ours(image())
+    assert calls == []
+
+
+def test_the_fastest_does_not_run_unverified(fakes: None) -> None:
+    ours, _ = small_pair()
+    ranking.record(dict.fromkeys(keys(ours), "fast"), NUMBERS, torch.device("cpu"))
+    registry._registered["fast"].fingerprint = lambda: "v2"  # type: ignore[method-assign]
+    backend, reason = operators(ours)["stem"]
+    assert backend == "onednn"
+    assert "fast: its kernels are not verified on cpu: `fastres selftest --backend fast` does it" in reason
+
+
+def test_a_winner_that_is_gone_is_passed_over(fakes: None) -> None:
+    ours, _ = small_pair()
+    ranking.record(dict.fromkeys(keys(ours), "no such backend"), NUMBERS, torch.device("cpu"))
+    assert ran(ours) == {"onednn"}
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"version": 1}', '{"version": 1, "measured": "", "fastest": 3}', "\xff"]
+)
+def test_a_damaged_ranking_is_passed_over(fakes: None, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = small_pair()
+    monkeypatch.setattr(ranking, "_measured_with", lambda: "")
+    ranking.user_table().write_text(content)
+    ranking.refresh()
+    with pytest.warns(UserWarning, match="cannot be used"):
+        assert ran(ours) == {"onednn"}
+
+
+def test_a_ranking_of_other_kernels_is_passed_over(fakes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = small_pair()
+    ranking.record(dict.fromkeys(keys(ours), "fast"), NUMBERS, torch.device("cpu"))
+    monkeypatch.setattr(ranking, "_measured_with", lambda: "another")
+    ranking.refresh()
+    assert ran(ours) == {"onednn"}
+
+
+@pytest.mark.parametrize(
+    ("arch", "hopper", "conv", "stem"),
+    [
+        ("sm_80", False, "cudnn cuda triton reference", "cuda triton cudnn reference"),
+        ("sm_90", False, "cudnn triton cuda reference", "triton cuda cudnn reference"),
+        ("sm_90", True, "cudnn cuda triton reference", "cuda triton cudnn reference"),
+        ("sm_100", True, "cudnn triton cuda reference", "triton cuda cudnn reference"),
+        ("sm_120", True, "cudnn cuda triton reference", "cuda triton cudnn reference"),
+    ],
+)
+def test_the_rule_on_a_gpu(arch: str, hopper: bool, conv: str, stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN first, but where ours save a pass over memory; of ours first those made for the GPU."""
+
+    class OnGPU:
+        device, is_cuda, dtype, shape = torch.device("cuda"), True, torch.bfloat16, (1, 8, 11, 11)
+
+    monkeypatch.setattr(ranking, "architecture", lambda device: arch)
+    monkeypatch.setattr(ranking, "_has_hopper_kernels", lambda: hopper)
+    assert " ".join(ranking.order(ranking.CONV, OnGPU, make_layer())) == conv  # type: ignore[arg-type]
+    for operator in ranking.ONE_PASS:
+        assert " ".join(ranking.order(operator, OnGPU, make_layer())) == stem  # type: ignore[arg-type]
+
+
+def test_tf32_follows_pytorchs_newer_switches() -> None:
+    """The older switch raises once the newer ones say something that it cannot."""
+    if not hasattr(torch.backends.cudnn, "conv"):
+        return  # before torch 2.9 there is only the older
+    before = torch.backends.cudnn.conv.fp32_precision
+    ours, theirs = small_pair()
+    try:
+        for precision in ("ieee", "tf32"):
+            torch.backends.cudnn.conv.fp32_precision = precision
+            assert tuning.conv_tf32() == (precision == "tf32")
+            assert_same_function(ours, theirs, image())
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import mmap
 import os
 import subprocess
 import sys
@@ -299,9 +300,13 @@ def test_peak_memory_sees_what_operators_allocate_inside():
 
 
 def test_resident_memory_sees_every_allocator():
-    held = np.ones(1 << 20)
-    low = memory.peak_resident_bytes(lambda: held.sum())
-    high = memory.peak_resident_bytes(lambda: np.ones(1 << 24).sum())
+    def fill_pages() -> None:
+        with mmap.mmap(-1, 128 << 20) as pages:  # not of malloc, which may have as much free memory resident already
+            for _ in range(128):
+                pages.write(bytes(1 << 20))
+
+    low = memory.peak_resident_bytes(lambda: None)
+    high = memory.peak_resident_bytes(fill_pages)
     assert 0 < low < high
     assert high - low > 100 << 20
 

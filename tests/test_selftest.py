@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastres import selftest
-from fastres.backends import registry, verification
+from fastres.backends import ranking, registry, verification
 from fastres.backends.reference import Reference
 from fastres.cli import main
 
@@ -32,7 +32,7 @@ class Ours(Reference):
 def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ours:
     backend = Ours()
     monkeypatch.setitem(registry._registered, "ours", backend)
-    monkeypatch.setattr(registry, "AUTO_ORDER", ("ours", *registry.AUTO_ORDER))
+    monkeypatch.setitem(ranking.ORDER, "cpu", ("ours", *ranking.ORDER["cpu"]))
     monkeypatch.setenv("FASTRES_CACHE", str(tmp_path))
     verification.records.cache_clear()
     yield backend
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_empty_with_a_warning(ours: Ours, content: str) -> Non
 
 def test_command(ours: Ours, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest", "--backend", "ours", "--dtype", "float32", "--device", "cpu"]) == 0
-    assert "ours on cpu: 61 passed" in capsys.readouterr().out
+    assert "ours on cpu: 63 passed" in capsys.readouterr().out
 
 
 def test_command_fails_with_the_cases_named(

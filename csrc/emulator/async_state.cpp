@@ -225,7 +225,8 @@ void report(Warp& w, const Instruction& i, int lane, const char* kind, std::stri
   w.block.machine.fault(std::move(finding), w, i, lane);
 }
 
-void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, const std::string& what) {
+void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, const std::string& what,
+            bool changes) {
   const std::string earlier = std::string(conflict.other_proxy == Proxy::Async ? "an asynchronous " : "a ") +
                               (conflict.other_wrote ? "write" : "read");
   if (conflict.kind == Conflict::Kind::kProxy) {
@@ -234,7 +235,7 @@ void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, c
            "fence.proxy.async after the write, before the barrier that orders the two", conflict.address);
     return;
   }
-  report(w, i, lane, "race",
+  report(w, i, lane, changes || !conflict.other_wrote ? "race" : "same-value",
          what + " of shared memory at " + hex(conflict.address) + " is not ordered after " + earlier +
              " of the same bytes",
          "a wait or barrier between the two", conflict.address);
@@ -252,7 +253,8 @@ void note_shared_access(const Access& access, Block& owner, uint32_t offset) {
     report(access.warp, access.instruction, access.lane, conflict,
            atomic                            ? "an atomic update"
            : access.kind == AccessKind::Read ? "a read"
-                                             : "a write");
+                                             : "a write",
+           access.changes(owner.shared.data.data() + offset));
   }
 }
 

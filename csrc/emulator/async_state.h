@@ -143,7 +143,8 @@ void note_remote_use(Warp& w, const Instruction& i, int lane, Block& owner);
 void report(Warp& w, const Instruction& i, int lane, const char* kind, std::string message, std::string expected,
             uint64_t address = 0);
 // Reports a conflict between an access of this warp (`what`) and an earlier one.
-void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, const std::string& what);
+void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, const std::string& what,
+            bool changes = true);
 
 // A generic load, store or atomic of shared memory, for race detection.
 void note_shared_access(const Access& access, Block& owner, uint32_t offset);

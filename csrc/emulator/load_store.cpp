@@ -85,8 +85,10 @@ Step run_store(Warp& w, const Instruction& i, Mask mask) {
   });
   check_overlap(w, i, mask, address, values, total);
   for_lanes(mask, [&](int l) {
-    uint8_t* to = w.block.machine.memory.access({w, i, l, space_of(i), address[l], total, AccessKind::Write});
-    if (to != nullptr) std::memcpy(to, values + l * kMaxBytes, total);
+    const uint8_t* value = values + l * kMaxBytes;
+    uint8_t* to = w.block.machine.memory.access(
+        {w, i, l, space_of(i), address[l], total, AccessKind::Write, Proxy::Generic, value});
+    if (to != nullptr) std::memcpy(to, value, total);
   });
   return Step::Next;
 }

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -73,6 +74,11 @@ struct Access {
   uint32_t bytes;
   AccessKind kind;
   Proxy proxy = Proxy::Generic;
+  const uint8_t* stored = nullptr;  // what a plain store writes
+
+  bool changes(const uint8_t* bytes_before) const {
+    return stored == nullptr || std::memcmp(stored, bytes_before, bytes) != 0;
+  }
 };
 
 class Memory {

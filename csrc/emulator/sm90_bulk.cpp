@@ -63,8 +63,7 @@ void for_pieces(uint64_t address, uint32_t first, uint32_t end, Body&& body) {
   }
 }
 
-// ---- global to shared memory
-// -----------------------------------------------------------------------------------------
+// --- global to shared memory ----------------------------------------------------------------------------------------
 
 struct Target {
   SharedPlace place;
@@ -179,8 +178,7 @@ void start_load(Warp& w, const Instruction& i, int lane, const Bulk& bulk, Rows 
   w.block.async->start(std::make_shared<Load>(w, i, lane, std::move(rows), std::move(targets)));
 }
 
-// ---- shared to global memory
-// -----------------------------------------------------------------------------------------
+// --- shared to global memory ----------------------------------------------------------------------------------------
 
 template <class F>
 void reduce_float(Reduction reduction, uint8_t* to, const uint8_t* from) {
@@ -304,8 +302,7 @@ void start_store(Warp& w, const Instruction& i, int lane, const Bulk& bulk, Rows
   async.start(std::move(store));
 }
 
-// ---- issue
-// -----------------------------------------------------------------------------------------------------------
+// --- issue ----------------------------------------------------------------------------------------------------------
 
 Rows plain_rows(uint64_t global, uint32_t bytes, TensorType type) {
   Rows rows;
@@ -437,8 +434,7 @@ Step run_wait(Warp& w, const Instruction& i, Mask mask) {
   return Step::Next;
 }
 
-// ---- decoding
-// --------------------------------------------------------------------------------------------------------
+// --- decoding -------------------------------------------------------------------------------------------------------
 
 AddressOperand address_of(Decoder& d, const ptx::Operand& operand) {
   const Decoder::Address address = d.address(operand);

@@ -7,9 +7,8 @@
 namespace fastres::emulator {
 namespace {
 
-// ---- addresses of other blocks' shared memory
-// ------------------------------------------------------------------------ A shared address holds rank + 1 in bits
-// 24-31, 0 being the executing block.
+// --- addresses of other blocks' shared memory -----------------------------------------------------------------------
+// A shared address holds rank + 1 in bits 24-31, 0 being the executing block.
 
 Step run_mapa(Warp& w, const Instruction& i, Mask mask) {
   for_lanes(mask, [&](int lane) {
@@ -61,8 +60,7 @@ void decode_getctarank(Decoder& d) {
   i.run = run_getctarank;
 }
 
-// ---- barrier.cluster
-// -------------------------------------------------------------------------------------------------
+// --- barrier.cluster ------------------------------------------------------------------------------------------------
 
 constexpr uint32_t kWait = 1, kRelaxedArrive = 2, kAligned = 4;
 
@@ -104,8 +102,7 @@ Step run_cluster_barrier(Warp& w, const Instruction& i, Mask mask) {
   return Step::Next;
 }
 
-// ---- fences
-// ----------------------------------------------------------------------------------------------------------
+// --- fences ---------------------------------------------------------------------------------------------------------
 
 Step run_proxy_fence(Warp& w, const Instruction& i, Mask) {
   if (i.a) w.block.async->of(w).timeline.proxy_fence();
@@ -127,8 +124,7 @@ void decode_griddepcontrol(Decoder& d) {
   d.instruction().run = run_nothing;  // launches run one after the other
 }
 
-// ---- elect.sync
-// ------------------------------------------------------------------------------------------------------
+// --- elect.sync -----------------------------------------------------------------------------------------------------
 
 Step run_elect(Warp& w, const Instruction& i, Mask mask) {
   const uint32_t* members = w.lanes<uint32_t>(i.r[1]);
@@ -154,9 +150,8 @@ void decode_elect(Decoder& d) {
   i.run = run_elect;
 }
 
-// ---- setmaxnreg
-// ------------------------------------------------------------------------------------------------------ The block has
-// the registers its threads started with. `dec` gives back, `inc` waits until there are enough.
+// --- setmaxnreg -----------------------------------------------------------------------------------------------------
+// The block has the registers its threads started with. `dec` gives back, `inc` waits until there are enough.
 
 constexpr uint32_t kLeastRegisters = 24, kMostRegisters = 256;
 

@@ -2,19 +2,26 @@
 //
 //   statistics  mean[c], m2[c] = sum over rows of (x - mean)^2, by Chan's merge of partial (count, mean, m2)
 //   apply       y = act(x * scale[c] + shift[c] + residual [* scale2[c] + shift2[c]])
-//   sums        with g = dy where y > 0 (or no ReLU), else 0:  sum_g[c], sum_gx[c] = sum of g * (x - mean[c])
-//   backward    dx = scale[c] * (g - sum_g[c] / rows - (x - mean[c]) * invstd[c]^2 * sum_gx[c] / rows),  dresidual = g
+//   sums        with g = dy where that argument of the ReLU is positive (or no ReLU), else 0:
+//               sum_g[c], sum_gx[c] = sum of g * (x - mean[c])
+//   backward    dx = gscale[c] * (g - sum_g[c] / values - (x - mean[c]) * invstd[c]^2 * sum_gx[c] / values),
+//               dresidual = g
+//
+// Backward works out the ReLU's argument again, so that nothing but x and the residual needs to be kept. `values` is
+// rows, or the count over all devices where BatchNorm is synchronised.
 //
 // Work: 2 to 10 FLOPs an element: bound by memory. Fewest bytes: each tensor named once. A 56x56x256 layer, batch 256,
 // in 16 bits is 411 MB a tensor: 0.1 ms at 4 TB/s for the statistics, 0.3 ms for apply with a residual.
 //
 // Layout: [rows, C], rows = N*H*W of NHWC tensors. A thread has one chunk of 16 bytes of channels and walks down the
 // rows of its block's slab, so that what belongs to a channel is read once. Threads, then slabs, are merged in a fixed
-// order: a sum is the same on every run.
+// order: a sum is the same on every run. Slabs may be tiles of a convolution, whose epilogue left their statistics.
 
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
 
+#include "kernels/moments.h"
 #include "params.h"
 #include "plan.h"
 #include "ptx/element.h"
@@ -26,6 +33,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRowsPerThread = 8;  // a slab's length, at least
 constexpr int kMaxSlabs = 2048;
+constexpr int kMergeChannels = 8;  // of a block that merges slabs: its threads share the slabs of each
 
 // What this thread works on: a chunk of channels, and every `stride`-th row from `row` on.
 template <class T>
@@ -58,20 +66,6 @@ struct Share {
   }
 };
 
-// Count, mean and sum of squared deviations of some values.
-struct Moments {
-  float count = 0.f, mean = 0.f, m2 = 0.f;
-
-  __device__ void merge(const Moments& other) {
-    if (other.count == 0.f) return;
-    const float total = count + other.count, delta = other.mean - mean;
-    const float part = __fdividef(other.count, total);  // exact enough: an exact one calls a subroutine and spills
-    mean += delta * part;
-    m2 += other.m2 + delta * delta * (count * part);
-    count = total;
-  }
-};
-
 struct GradientSums {
   float g = 0.f, gx = 0.f;
 
@@ -81,20 +75,26 @@ struct GradientSums {
   }
 };
 
-// Merges the threads that share channels, in a fixed order; the first of them writes params.partial[slab][channel].
+// Merges what threads `period` apart hold, in a fixed order, into the first `period` of them.
+template <class Value>
+__device__ void merge_threads(Value* shared, int period, int values) {
+  for (int distance = kThreads / 2; distance >= period; distance /= 2) {
+    __syncthreads();
+    if (threadIdx.x >= distance) continue;
+    for (int i = 0; i < values; ++i) {
+      Value* mine = shared + i * kThreads + threadIdx.x;
+      mine->merge(mine[distance]);
+    }
+  }
+}
+
+// Merges the threads that share channels; the first of them writes params.partial[slab][channel].
 template <class T, class Value>
 __device__ void merge_block(const BnActParams& params, const Share<T>& share, const Value (&mine)[Share<T>::kVector]) {
   __shared__ Value shared[Share<T>::kVector * kThreads];
 #pragma unroll
   for (int i = 0; i < Share<T>::kVector; ++i) shared[i * kThreads + threadIdx.x] = mine[i];
-  for (int distance = kThreads / 2; distance >= params.lanes; distance /= 2) {
-    __syncthreads();
-    if (threadIdx.x < distance) {
-#pragma unroll
-      for (int i = 0; i < Share<T>::kVector; ++i)
-        shared[i * kThreads + threadIdx.x].merge(shared[i * kThreads + threadIdx.x + distance]);
-    }
-  }
+  merge_threads(shared, params.lanes, Share<T>::kVector);
   if (threadIdx.x < params.lanes) {
     Value* partial = static_cast<Value*>(params.partial) + int64_t{blockIdx.x} * params.channels + share.column;
 #pragma unroll
@@ -103,22 +103,34 @@ __device__ void merge_block(const BnActParams& params, const Share<T>& share, co
   }
 }
 
-// A thread a channel: merges the slabs from the first to the last.
+// Merges slabs: those that each of the threads of a channel walks through, then the threads.
 template <class Value>
 __device__ void merge_slabs(const BnActParams& params) {
-  const int channel = blockIdx.x * kThreads + threadIdx.x;
-  if (channel >= params.channels) return;
+  __shared__ Value shared[kThreads];
+  const int channel = blockIdx.x * kMergeChannels + threadIdx.x % kMergeChannels;
   Value value;
-  for (int slab = 0; slab < params.slabs; ++slab)
-    value.merge(static_cast<const Value*>(params.partial)[int64_t{slab} * params.channels + channel]);
+  if (channel < params.channels) {
+#pragma unroll 4
+    for (int slab = threadIdx.x / kMergeChannels; slab < params.slabs; slab += kThreads / kMergeChannels)
+      value.merge(static_cast<const Value*>(params.partial)[int64_t{slab} * params.channels + channel]);
+  }
+  shared[threadIdx.x] = value;
+  merge_threads(shared, kMergeChannels, 1);
+  if (threadIdx.x >= kMergeChannels || channel >= params.channels) return;
+  value = shared[threadIdx.x];
+  if (params.from_origin) {
+    if constexpr (std::is_same_v<Value, Moments>)
+      value.mean += static_cast<const Value*>(params.partial)[int64_t{params.slabs} * params.channels + channel].mean;
+  }
   static_cast<Value*>(params.result)[channel] = value;
 }
 
 template <class T>
 __device__ void statistics(const BnActParams& params) {
   const Share<T> share(params);
-  // Sums of deviations from this thread's first value, near enough to the mean that nothing cancels.
-  const Chunk<T> origin =
+  // Sums of deviations from this thread's first value, near enough to the mean that nothing cancels. Means are kept
+  // relative to the first row of all, which matters where they are far from zero when threads and slabs are merged.
+  const Chunk<T> first =
       share.load(share.row < share.end ? params.x : nullptr, share.row * params.channels + share.column);
   float sum[share.kVector] = {}, square[share.kVector] = {};
   int rows = 0;
@@ -126,11 +138,12 @@ __device__ void statistics(const BnActParams& params) {
     const Chunk<T> x = share.load(params.x, row * params.channels + share.column);
 #pragma unroll
     for (int i = 0; i < share.kVector; ++i) {
-      const float deviation = x[i] - origin[i];
+      const float deviation = x[i] - first[i];
       sum[i] += deviation;
       square[i] += deviation * deviation;
     }
   }
+  const Chunk<T> origin = share.load(params.x, share.column);
   Moments moments[share.kVector];
   const float one_of_rows = __fdividef(1.f, rows);
 #pragma unroll
@@ -138,32 +151,51 @@ __device__ void statistics(const BnActParams& params) {
     if (rows == 0) continue;
     const float mean = sum[i] * one_of_rows;
     moments[i].count = rows;
-    moments[i].mean = origin[i] + mean;
+    moments[i].mean = first[i] - origin[i] + mean;
     moments[i].m2 = square[i] - sum[i] * mean;
   }
   merge_block<T>(params, share, moments);
+  if (blockIdx.x > 0 || threadIdx.x >= params.lanes) return;
+  Moments* last = static_cast<Moments*>(params.partial) + int64_t{params.slabs} * params.channels + share.column;
+#pragma unroll
+  for (int i = 0; i < share.kVector; ++i)
+    if (i < share.count) last[i] = Moments{0.f, origin[i], 0.f};
 }
+
+// The ReLU's argument, in forward and backward the same bits.
+template <class T>
+struct Argument {
+  static constexpr int kVector = Share<T>::kVector;
+  float scale[kVector], shift[kVector], scale2[kVector];
+
+  __device__ Argument(const BnActParams& params, const Share<T>& share) {
+    float shift2[kVector];
+    share.load_channels(params.scale, scale);
+    share.load_channels(params.shift, shift);
+    share.load_channels(params.scale2, scale2);
+    share.load_channels(params.shift2, shift2);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      shift[i] += shift2[i];
+      if (params.scale2 == nullptr) scale2[i] = params.residual != nullptr ? 1.f : 0.f;
+    }
+  }
+  __device__ float operator()(int i, float x, float residual) const {
+    return fmaf(residual, scale2[i], fmaf(x, scale[i], shift[i]));
+  }
+};
 
 template <class T>
 __device__ void apply(const BnActParams& params) {
   const Share<T> share(params);
-  float scale[share.kVector], shift[share.kVector], scale2[share.kVector], shift2[share.kVector];
-  share.load_channels(params.scale, scale);
-  share.load_channels(params.shift, shift);
-  share.load_channels(params.scale2, scale2);
-  share.load_channels(params.shift2, shift2);
+  const Argument<T> argument(params, share);
   for (int64_t row = share.row; row < share.end; row += share.stride) {
     const int64_t at = row * params.channels + share.column;
     const Chunk<T> x = share.load(params.x, at), residual = share.load(params.residual, at);
     float y[share.kVector];
 #pragma unroll
     for (int i = 0; i < share.kVector; ++i) {
-      y[i] = fmaf(x[i], scale[i], shift[i]);
-      if (params.scale2 != nullptr) {
-        y[i] += fmaf(residual[i], scale2[i], shift2[i]);
-      } else if (params.residual != nullptr) {
-        y[i] += residual[i];
-      }
+      y[i] = argument(i, x[i], residual[i]);
       if (params.relu) y[i] = ptx::relu(y[i]);
     }
     share.store(params.y, at, y);
@@ -171,23 +203,24 @@ __device__ void apply(const BnActParams& params) {
 }
 
 // The gradient behind the ReLU: PyTorch's rule, which lets a NaN's gradient pass.
-__device__ __forceinline__ float behind_relu(const BnActParams& params, float gradient, float y) {
-  return params.relu && y <= 0.f ? 0.f : gradient;
+__device__ __forceinline__ float behind_relu(const BnActParams& params, float gradient, float argument) {
+  return params.relu && argument <= 0.f ? 0.f : gradient;
 }
 
 template <class T>
 __device__ void gradient_sums(const BnActParams& params) {
   const Share<T> share(params);
+  const Argument<T> argument(params, share);
   float mean[share.kVector];
   share.load_channels(params.mean, mean);
   GradientSums sums[share.kVector];
   for (int64_t row = share.row; row < share.end; row += share.stride) {
     const int64_t at = row * params.channels + share.column;
     const Chunk<T> gradient = share.load(params.gradient, at), x = share.load(params.x, at);
-    const Chunk<T> y = share.load(params.relu ? params.output : nullptr, at);
+    const Chunk<T> residual = share.load(params.residual, at);
 #pragma unroll
     for (int i = 0; i < share.kVector; ++i) {
-      const float g = behind_relu(params, gradient[i], y[i]);
+      const float g = behind_relu(params, gradient[i], argument(i, x[i], residual[i]));
       sums[i].g += g;
       sums[i].gx += g * (x[i] - mean[i]);
     }
@@ -198,58 +231,60 @@ __device__ void gradient_sums(const BnActParams& params) {
 template <class T>
 __device__ void backward(const BnActParams& params) {
   const Share<T> share(params);
-  float mean[share.kVector], invstd[share.kVector], scale[share.kVector], of_x[share.kVector], constant[share.kVector];
+  const Argument<T> argument(params, share);
+  float mean[share.kVector], scale[share.kVector], of_x[share.kVector], mean_g[share.kVector];
   share.load_channels(params.mean, mean);
-  share.load_channels(params.invstd, invstd);
-  share.load_channels(params.scale, scale);
+  share.load_channels(params.gradient_scale, scale);
+  share.load_channels(params.invstd, of_x);
 #pragma unroll
-  for (int i = 0; i < share.kVector; ++i) {  // dx = scale * g + of_x * (x - mean) + constant
+  for (int i = 0; i < share.kVector; ++i) {  // dx = scale * ((g - mean_g) - of_x * (x - mean))
     const GradientSums sums =
         i < share.count ? static_cast<const GradientSums*>(params.result)[share.column + i] : GradientSums{};
-    const float over_rows = scale[i] / static_cast<float>(params.rows);
-    of_x[i] = -over_rows * invstd[i] * invstd[i] * sums.gx;
-    constant[i] = -over_rows * sums.g;
+    const float one_of_values = 1.f / static_cast<float>(params.values);
+    of_x[i] *= of_x[i] * sums.gx * one_of_values;
+    mean_g[i] = sums.g * one_of_values;
   }
   for (int64_t row = share.row; row < share.end; row += share.stride) {
     const int64_t at = row * params.channels + share.column;
     const Chunk<T> gradient = share.load(params.gradient, at), x = share.load(params.x, at);
-    const Chunk<T> y = share.load(params.relu ? params.output : nullptr, at);
+    const Chunk<T> residual = share.load(params.residual, at);
     float g[share.kVector], dx[share.kVector];
 #pragma unroll
     for (int i = 0; i < share.kVector; ++i) {
-      g[i] = behind_relu(params, gradient[i], y[i]);
-      dx[i] = fmaf(scale[i], g[i], fmaf(of_x[i], x[i] - mean[i], constant[i]));
+      g[i] = behind_relu(params, gradient[i], argument(i, x[i], residual[i]));
+      dx[i] = scale[i] * fmaf(-of_x[i], x[i] - mean[i], g[i] - mean_g[i]);
     }
     share.store(params.y, at, dx);
     if (params.gradient_residual != nullptr) share.store(params.gradient_residual, at, g);
   }
 }
 
-#define FASTRES_BN_OF(X, type, Element)                              \
-  X(bn_statistics_##type, statistics<Element>, kStatistics, Element) \
-  X(bn_apply_##type, apply<Element>, kApply, Element)                \
-  X(bn_sums_##type, gradient_sums<Element>, kSums, Element)          \
-  X(bn_backward_##type, backward<Element>, kBackward, Element)
+// Every instantiation: X(name, body, pass, element, blocks of a multiprocessor). Backward passes keep up to seven
+// vectors.
+#define FASTRES_BN_OF(X, type, Element)                                 \
+  X(bn_statistics_##type, statistics<Element>, kStatistics, Element, 3) \
+  X(bn_apply_##type, apply<Element>, kApply, Element, 3)                \
+  X(bn_sums_##type, gradient_sums<Element>, kSums, Element, 2)          \
+  X(bn_backward_##type, backward<Element>, kBackward, Element, 2)
 #define FASTRES_BN_KERNELS(X)  \
   FASTRES_BN_OF(X, bf16, Bf16) \
   FASTRES_BN_OF(X, fp16, Fp16) \
   FASTRES_BN_OF(X, fp32, Tf32)
-#define FASTRES_MERGE_KERNELS(X)                                  \
-  X(bn_merge_statistics, merge_slabs<Moments>, kStatistics, Tf32) \
-  X(bn_merge_sums, merge_slabs<GradientSums>, kSums, Tf32)
+#define FASTRES_MERGE_KERNELS(X)                                     \
+  X(bn_merge_statistics, merge_slabs<Moments>, kStatistics, Tf32, 3) \
+  X(bn_merge_sums, merge_slabs<GradientSums>, kSums, Tf32, 3)
 
 }  // namespace
 
-#define FASTRES_DEFINE(name, body, pass, Element)                                                              \
-  extern "C" __global__ void __launch_bounds__(kThreads, 3) name(const __grid_constant__ BnActParams params) { \
-    body(params);                                                                                              \
+#define FASTRES_DEFINE(name, body, pass, Element, blocks)                                                           \
+  extern "C" __global__ void __launch_bounds__(kThreads, blocks) name(const __grid_constant__ BnActParams params) { \
+    body(params);                                                                                                   \
   }
 FASTRES_BN_KERNELS(FASTRES_DEFINE)
 FASTRES_MERGE_KERNELS(FASTRES_DEFINE)
 #undef FASTRES_DEFINE
 
-// --- launcher
-// ----------------------------------------------------------------------------------------------------------
+// --- launcher -------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -260,7 +295,7 @@ struct Instance {
   DType dtype;
 };
 
-#define FASTRES_LIST(name, body, pass, Element) \
+#define FASTRES_LIST(name, body, pass, Element, blocks) \
   {#name, reinterpret_cast<const void*>(name), BnActPass::pass, DType::k##Element},
 const Instance kInstances[] = {FASTRES_BN_KERNELS(FASTRES_LIST)};
 const Instance kMerges[] = {FASTRES_MERGE_KERNELS(FASTRES_LIST)};
@@ -292,27 +327,28 @@ std::vector<Plan> plan_bn_act(DType dtype, BnActPass pass, const BnActParams& gi
   params.lanes = lanes_of(dtype, params.channels);
   const bool reads_gradient = pass == BnActPass::kSums || pass == BnActPass::kBackward;
   const bool writes = pass == BnActPass::kApply || pass == BnActPass::kBackward;
+  const bool argument = pass == BnActPass::kApply || (reads_gradient && params.relu);
   uintptr_t addresses = static_cast<uintptr_t>(params.channels) * (16 / vector_of(dtype));
-  for (const auto& [pointer, name, needed] :
-       {std::tuple<const void*, const char*, bool>{params.x, "x", true},
-        {params.residual, "residual", pass == BnActPass::kApply && params.scale2 != nullptr},
-        {params.gradient, "gradient", reads_gradient},
-        {params.output, "output", reads_gradient && params.relu},
-        {params.y, "y", writes},
-        {params.gradient_residual, "gradient_residual", false}}) {
+  for (const auto& [pointer, name, needed] : {std::tuple<const void*, const char*, bool>{params.x, "x", true},
+                                              {params.residual, "residual", argument && params.scale2 != nullptr},
+                                              {params.gradient, "gradient", reads_gradient},
+                                              {params.y, "y", writes},
+                                              {params.gradient_residual, "gradient_residual", false}}) {
     if (needed || pointer != nullptr) require_address(pointer, 16 / vector_of(dtype), name);
     addresses |= reinterpret_cast<uintptr_t>(pointer);
   }
   params.aligned = addresses % 16 == 0;
   for (const auto& [pointer, name, needed] :
-       {std::tuple<const void*, const char*, bool>{params.scale, "scale", writes},
-        {params.shift, "shift", pass == BnActPass::kApply},
-        {params.shift2, "shift2", pass == BnActPass::kApply && params.scale2 != nullptr},
+       {std::tuple<const void*, const char*, bool>{params.scale, "scale", argument},
+        {params.shift, "shift", argument},
+        {params.shift2, "shift2", argument && params.scale2 != nullptr},
         {params.mean, "mean", reads_gradient},
         {params.invstd, "invstd", pass == BnActPass::kBackward},
+        {params.gradient_scale, "gradient_scale", pass == BnActPass::kBackward},
         {params.partial, "partial", !writes},
         {params.result, "result", pass != BnActPass::kApply}})
     if (needed) require_address(pointer, 4, name);
+  require(pass != BnActPass::kBackward || params.values > 0, "values", params.values, "a positive number");
 
   const int64_t blocks_y = ceil_div64(params.channels, params.lanes * vector_of(dtype));
   require(blocks_y <= 65535, "channels", params.channels, "at most 65535 blocks of them");
@@ -321,11 +357,24 @@ std::vector<Plan> plan_bn_act(DType dtype, BnActPass pass, const BnActParams& gi
   for (const Instance& instance : kInstances)
     if (instance.dtype == dtype && instance.pass == pass)
       plans.push_back(make_plan(instance.symbol, "bn_act", instance.host, grid, kThreads, 0, params));
-  const Dim3 merge_grid{static_cast<uint32_t>(ceil_div64(params.channels, kThreads))};
-  for (const Instance& instance : kMerges)
-    if (instance.pass == pass)
-      plans.push_back(make_plan(instance.symbol, "bn_act", instance.host, merge_grid, kThreads, 0, params));
+  const bool from_origin = pass == BnActPass::kStatistics;
+  if (!writes)
+    plans.push_back(plan_bn_merge(pass, params.slabs, params.channels, params.partial, params.result, from_origin));
   return plans;
+}
+
+Plan plan_bn_merge(BnActPass pass, int slabs, int channels, void* partial, void* result, bool from_origin) {
+  require(slabs > 0, "slabs", slabs, "a positive number");
+  require(channels > 0, "channels", channels, "a positive number");
+  require_address(partial, 4, "partial");
+  require_address(result, 4, "result");
+  BnActParams params{};
+  params.slabs = slabs, params.channels = channels;
+  params.partial = partial, params.result = result, params.from_origin = from_origin;
+  const Dim3 grid{static_cast<uint32_t>(ceil_div64(channels, kMergeChannels))};
+  for (const Instance& instance : kMerges)
+    if (instance.pass == pass) return make_plan(instance.symbol, "bn_act", instance.host, grid, kThreads, 0, params);
+  throw std::invalid_argument("pass: expected one that reduces, statistics or sums");
 }
 
 void append_bn_act_names(std::vector<KernelName>& names) {

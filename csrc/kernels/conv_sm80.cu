@@ -4,22 +4,29 @@
 //                    + sum over r,s,c of x[n, p*stride + r*dilation - pad, q*stride + s*dilation - pad, c] *
 //                    w[k,r,s,c])
 //
+// In training, x may be a raw convolution output whose BatchNorm is due, and y is another: a prologue makes
+// relu(x * scale[c] + shift[c]) of x, with zeros outside the image after it, and an epilogue leaves each tile's
+// statistics of y.
+//
 // As a GEMM: M = N*P*Q output pixels, N = K filters, depth = R*S*C, c fastest. A group of a grouped convolution is a
 // GEMM of its own. With a second operand its depth follows the first's, into the same accumulators (the projection
 // shortcut).
 //
 // Work: 2*N*P*Q*K*R*S*C/groups FLOPs. Fewest bytes: x, w, residual and y once each. ResNet-50's 1x1 64->256 at 56x56
 // has 51 FLOPs a byte in 16 bits: bound by memory; its 3x3 512->512 at 7x7, batch 256, 1,970: bound by the tensor
-// cores.
+// cores. The statistics take 12 bytes a filter and tile of rows, 5 % of y where tiles have 128 rows.
 //
 // Layout: x, y and residual NHWC, weights KRSC. A stage in shared memory is kM rows of A, then kN rows of B, each 64
 // bytes of depth: four chunks of 16 bytes. Chunk j of row i lies at chunk j ^ (i / 2 % 4), so that the eight rows that
-// an ldmatrix reads fall on different banks. Accumulators are float32 in registers.
+// an ldmatrix reads fall on different banks. Accumulators are float32 in registers. The prologue is applied in shared
+// memory by the thread that asked for the copy, which knows the chunk's channels and whether it is padding; a tile's
+// input is transformed once a tap and column of tiles.
 
 #include <algorithm>
 #include <climits>
 
 #include "kernels/conv_sm80_mainloop.h"
+#include "kernels/conv_sm80_statistics.h"
 #include "params.h"
 #include "plan.h"
 #include "ptx/element.h"
@@ -47,8 +54,8 @@ template <int kCount>
 __device__ __forceinline__ void load_bias(const ConvParams& params, int filter, float (&bias)[kCount], int count) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    bias[i] = i < count ? __ldg(params.operand[0].bias + filter + i) : 0.f;
-    if (params.operands == 2 && i < count) bias[i] += __ldg(params.operand[1].bias + filter + i);
+    bias[i] = i < count && params.operand[0].bias != nullptr ? __ldg(params.operand[0].bias + filter + i) : 0.f;
+    if (i < count && params.operand[1].bias != nullptr) bias[i] += __ldg(params.operand[1].bias + filter + i);
   }
 }
 
@@ -111,8 +118,7 @@ __device__ void epilogue(const ConvParams& params, const Accumulators<C>& sums, 
   }
 }
 
-// --- kernels
-// -----------------------------------------------------------------------------------------------------------
+// --- kernels --------------------------------------------------------------------------------------------------------
 
 // Grid: x tiles, those of one row of tiles next to each other so that they share A in L2; y groups; z splits of depth.
 template <class C>
@@ -139,12 +145,17 @@ __device__ __forceinline__ void conv_fprop(const ConvParams& params) {
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     ptx::cp_async_wait<kStages - 2>();
+    if constexpr (C::kCopy == 16)
+      if (params.input_scale != nullptr) loader.apply_prologue(step % kStages);
     __syncthreads();  // this step's stage has come for all, and all have done with the stage to be filled next
     if (step + kStages - 1 < steps) loader.next((step + kStages - 1) % kStages);
     ptx::cp_async_commit();
     sums.multiply(stages + step % kStages * C::kStageBytes, warp_m, warp_n);
   }
   __syncthreads();  // the stages become staging space
+  if (params.moments != nullptr)
+    write_moments<C>(params, sums, reinterpret_cast<Moments*>(shared + C::kStagingBytes), tile_m, tile_n, warp_m,
+                     warp_n);
   float* staging = reinterpret_cast<float*>(shared) + warp * 16 * C::kStagingPitch;
   epilogue<C>(params, sums, staging, tile_m + warp_m, tile_n + warp_n);
 }
@@ -211,8 +222,7 @@ FASTRES_CONV_KERNELS(FASTRES_DEFINE)
 FASTRES_REDUCE_KERNELS(FASTRES_DEFINE)
 #undef FASTRES_DEFINE
 
-// --- launcher
-// ----------------------------------------------------------------------------------------------------------
+// --- launcher -------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -319,10 +329,22 @@ void check_conv(DType dtype, const ConvParams& params) {
             o.weight_pitch, "at least r * s * c / groups, a multiple of 16 bytes");
     require_address(o.x, element, "x");
     require_address(o.weight, 16, "weight");
-    require_address(o.bias, 4, "bias");
+    if (o.bias != nullptr) require_address(o.bias, 4, "bias");
   }
   require_address(params.y, 16, "y");
   if (params.residual != nullptr) require_address(params.residual, 16, "residual");
+  if (params.input_scale != nullptr || params.input_shift != nullptr) {
+    require_address(params.input_scale, 16, "input_scale");
+    require_address(params.input_shift, 16, "input_shift");
+    require(params.operands == 1, "operands", params.operands, "1 with a prologue");
+    require(copy_bytes(dtype, params) == 16, "input_scale", copy_bytes(dtype, params),
+            "an x whose address and groups of channels are multiples of 16 bytes");
+  }
+  if (params.moments != nullptr) {
+    require_address(params.moments, 4, "moments");
+    require(params.operands == 1 && params.operand[0].bias == nullptr && params.residual == nullptr && !params.relu,
+            "moments", params.operands, "1 operand, no bias, residual or ReLU");
+  }
 }
 
 size_t conv_sm80_workspace(DType dtype, const ConvParams& params, int sms, ConvTile& tile) {
@@ -365,6 +387,7 @@ std::vector<Plan> plan_conv_sm80(DType dtype, const ConvParams& given, const Con
   params.splits = chosen.splits;
   if (params.splits == 1) params.partial = nullptr;
   if (params.splits > 1) require_address(params.partial, 16, "partial");
+  require(params.splits == 1 || params.moments == nullptr, "splits", params.splits, "1 with moments");
   const Instance& instance = find(dtype, chosen.m, chosen.n, copy_bytes(dtype, params));
   const int64_t tiles = blocks_of(params, chosen.m, chosen.n) / params.groups;
   require(tiles <= INT_MAX, "tiles", tiles, "at most 2^31 - 1");

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <climits>
 
+#include "kernels/moments.h"
 #include "params.h"
 #include "ptx/cp_async.h"
 #include "ptx/element.h"
 #include "ptx/ldmatrix.h"
+#include "ptx/math.h"
 #include "ptx/mma.h"
 
 namespace fastres {
@@ -32,7 +34,8 @@ struct Config {
   static constexpr int kStageBytes = (kM + kN) * kRowBytes;
   static constexpr int kStagingPitch = kWarpN + 8;  // floats; + 8 spreads the quads' rows over the banks
   static constexpr int kStagingBytes = kWarps * 16 * kStagingPitch * sizeof(float);
-  static constexpr int kSharedBytes = std::max(kStages * kStageBytes, kStagingBytes);
+  static constexpr int kMomentsBytes = kWarpsM * kN * sizeof(Moments);
+  static constexpr int kSharedBytes = std::max(kStages * kStageBytes, kStagingBytes + kMomentsBytes);
 };
 
 __host__ __device__ constexpr int ceil_div(int a, int b) {
@@ -73,6 +76,8 @@ class Loader {
         const bool inside = tap.r < operand_->r && static_cast<uint32_t>(h_[i] + dh) < operand_->h &&
                             static_cast<uint32_t>(w_[i] + dw) < operand_->w;
         ptx::cp_async<C::kCopy>(a + i * kRowsPerPass * kRowBytes + piece * C::kCopy, pixel_[i] + offset, inside);
+        const uint32_t bit = 1u << (stage * kPassesA + i);
+        inside_ = inside ? inside_ | bit : inside_ & ~bit;
       }
       advance(tap, kPieceElements);
     }
@@ -84,6 +89,34 @@ class Loader {
     advance(tap_, C::kDepth);
     filter_ += C::kDepth;
     depth_left_ -= C::kDepth;
+  }
+
+  // relu(x * scale + shift) of what this thread copied into `stage`, which must have come. Zeros from outside the image
+  // stay: they pad the prologue's result. Stages come in the order in which they were filled; one operand only.
+  __device__ void apply_prologue(int stage) {
+    static_assert(C::kCopy == 16, "a chunk must be of one tap");
+    const int channel = blockIdx.y * channels_ + ready_channel_;
+    float scale[C::kVector], shift[C::kVector];
+#pragma unroll
+    for (int i = 0; i < C::kVector; i += 4) {
+      const float4 a = __ldg(reinterpret_cast<const float4*>(params_.input_scale + channel + i));
+      const float4 b = __ldg(reinterpret_cast<const float4*>(params_.input_shift + channel + i));
+      scale[i] = a.x, scale[i + 1] = a.y, scale[i + 2] = a.z, scale[i + 3] = a.w;
+      shift[i] = b.x, shift[i + 1] = b.y, shift[i + 2] = b.z, shift[i + 3] = b.w;
+    }
+#pragma unroll
+    for (int i = 0; i < kPassesA; ++i) {
+      if ((inside_ >> (stage * kPassesA + i) & 1) == 0) continue;
+      const uint32_t address = destination_ + stage * C::kStageBytes + i * kRowsPerPass * kRowBytes;
+      uint4& shared = *static_cast<uint4*>(__cvta_shared_to_generic(address));
+      Chunk<typename C::T> chunk;
+      chunk.vector = shared;
+      float value[C::kVector];
+#pragma unroll
+      for (int j = 0; j < C::kVector; ++j) value[j] = ptx::relu(fmaf(chunk[j], scale[j], shift[j]));
+      shared = Chunk<typename C::T>::narrow(value).vector;
+    }
+    for (ready_channel_ += C::kDepth; ready_channel_ >= channels_;) ready_channel_ -= channels_;
   }
 
  private:
@@ -112,6 +145,7 @@ class Loader {
     const int row = threadIdx.x / 4;
     const int depth = (step_ - (second ? first_operand_steps_ : 0)) * C::kDepth + threadIdx.x % 4 * C::kVector;
     tap_ = {depth / channels_ / operand_->s, depth / channels_ % operand_->s, depth % channels_};
+    ready_channel_ = tap_.c;
 #pragma unroll
     for (int i = 0; i < kPassesA; ++i) {
       const int m = tile_m_ + row + i * kRowsPerPass;
@@ -135,6 +169,8 @@ class Loader {
   uint32_t destination_;
   int channels_ = 0;
   Tap tap_{};
+  int ready_channel_ = 0;  // of the stage that the prologue is applied to next
+  uint32_t inside_ = 0;    // for each stage and row of this thread, whether its chunk came from inside the image
   int h_[kPassesA], w_[kPassesA];
   const Bits* pixel_[kPassesA];  // where tap (0, 0, 0) of the row lies, be it inside the image or not
   const Bits* filter_ = nullptr;

@@ -199,6 +199,8 @@ std::string conv_sm90_obstacle(DType dtype, const ConvParams& params) {
     return std::string(name) + ": expected " + expected + ", got " + std::to_string(got);
   };
   if (dtype == DType::kTf32) return "dtype: expected bfloat16 or float16";
+  if (params.input_scale != nullptr) return "prologue: expected none";
+  if (params.moments != nullptr) return "moments: expected none";
   if (params.groups != 1) return obstacle("groups", params.groups, "1");
   if (params.k % 8 != 0) return obstacle("k", params.k, "a multiple of 8");
   for (int i = 0; i < params.operands; ++i) {
@@ -245,8 +247,17 @@ std::vector<Plan> plan_conv_sm90(DType dtype, const ConvParams& given, int sms, 
   const auto filters = static_cast<uint32_t>(chosen.n / chosen.cluster);
   for (int i = 0; i < params.operands; ++i) {
     const ConvOperand& o = params.operand[i];
-    kernel.operand[i] = {o.bias,     steps_of(o), o.c,     o.s,          windowed(o), o.stride_h,
-                         o.stride_w, o.pad_h,     o.pad_w, o.dilation_h, o.dilation_w};
+    kernel.operand[i] = {params.splits == 1 ? o.bias : nullptr,
+                         steps_of(o),
+                         o.c,
+                         o.s,
+                         windowed(o),
+                         o.stride_h,
+                         o.stride_w,
+                         o.pad_h,
+                         o.pad_w,
+                         o.dilation_h,
+                         o.dilation_w};
     const size_t map = i * sizeof(ptx::TensorMap);
     maps.push_back(x_map(offsetof(ConvSm90Params, x) + map, dtype, params, o));
     maps.push_back(weight_map(offsetof(ConvSm90Params, weight) + map, dtype, params, o, filters));

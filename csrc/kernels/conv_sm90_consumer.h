@@ -48,23 +48,18 @@ class Consumer {
  private:
   // --- main loop -----------------------------------------------------------------------------------------------------
 
-  // The bias is what the sums begin with: it is loaded while the other consumer has the tensor cores. Parts of a split
-  // sum begin with zero. Columns past the last filter get its bias: they are not stored.
+  // The bias is what the sums begin with: it is loaded while the other consumer has the tensor cores. Columns past the
+  // last filter get its bias: they are not stored.
   __device__ void start_sums(const Item& item) {
     constexpr int kPairs = C::kN / 8;
     float2 bias[kPairs] = {};
-    if (params_.partial == nullptr) {
-      const auto load = [&](const float* from, int j) {
-        return __ldg(reinterpret_cast<const float2*>(from + min(item.filter + 8 * j + 2 * (lane_ % 4), params_.k - 2)));
-      };
+    for (const ConvSm90Operand& operand : params_.operand) {
+      if (operand.bias == nullptr) continue;
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j) bias[j] = load(params_.operand[0].bias, j);
-      if (params_.operand[1].steps > 0) {
-#pragma unroll
-        for (int j = 0; j < kPairs; ++j) {
-          const float2 more = load(params_.operand[1].bias, j);
-          bias[j].x += more.x, bias[j].y += more.y;
-        }
+      for (int j = 0; j < kPairs; ++j) {
+        const int column = min(item.filter + 8 * j + 2 * (lane_ % 4), params_.k - 2);
+        const float2 more = __ldg(reinterpret_cast<const float2*>(operand.bias + column));
+        bias[j].x += more.x, bias[j].y += more.y;
       }
     }
 #pragma unroll

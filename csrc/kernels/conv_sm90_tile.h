@@ -14,7 +14,7 @@ namespace fastres {
 
 // One convolution of the (up to two) that are summed.
 struct ConvSm90Operand {
-  const float* bias;  // [K]
+  const float* bias;  // [K]; null where there is none, and where the sum over depth is split
   int32_t steps;      // of 64 channels of a tap
   int32_t channels, filter_width;
   int32_t windowed;  // x by im2col: the filter has taps or strides; else x is a matrix [N * P * Q, C]

@@ -162,8 +162,7 @@ __device__ void pool(const StemParams& params, const unsigned char* outputs, int
   }
 }
 
-// --- kernel
-// ------------------------------------------------------------------------------------------------------------
+// --- kernel ---------------------------------------------------------------------------------------------------------
 
 // Grid: x tiles of 7 x 7 pooled outputs, along rows, columns, then images; y blocks of 64 filters.
 template <class T, class Input>
@@ -204,8 +203,7 @@ __device__ __forceinline__ void stem(const StemParams& params) {
 FASTRES_STEM_KERNELS(FASTRES_DEFINE)
 #undef FASTRES_DEFINE
 
-// --- launcher
-// ----------------------------------------------------------------------------------------------------------
+// --- launcher -------------------------------------------------------------------------------------------------------
 
 namespace {
 

@@ -15,108 +15,147 @@ from torch import Tensor
 
 from .. import native
 from .plans import Work, check_dense, dtype_of
+from .steps import Affine, Moments, Relu, Shortcut
+
+Named = Mapping[str, Tensor | None]
 
 
-def statistics(x: Tensor) -> Work:
+def statistics(y: Tensor) -> Work:
     """[C, 3] in float32: how many values, their mean, and the sum of their squared deviations from it."""
-    return _reduction("statistics", 3, x=x)
+    return _reduction("statistics", 3, {"x": y}, {})
 
 
-def apply(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    *,
-    relu: bool,
-    residual: Tensor | None = None,
-    residual_scale: Tensor | None = None,
-    residual_shift: Tensor | None = None,
-) -> Work:
-    """act(x * scale + shift [+ residual, itself scaled and shifted where those are given]), like x."""
-    if (residual_scale is None) != (residual_shift is None) or (residual_scale is not None and residual is None):
-        raise ValueError("residual_scale, residual_shift: expected both, with a residual, or neither")
-    channels = {"scale": scale, "shift": shift, "scale2": residual_scale, "shift2": residual_shift}
-    y = torch.empty_like(x)
-    return _work("apply", y, [], relu, {"x": x, "residual": residual}, channels, {"y": y})
+def merge(partial: Tensor) -> Work:
+    """[C, 3]: the statistics of all tiles, of each tile's in `partial`, [tiles, C, 3]; in a fixed order."""
+    if partial.dim() != 3 or partial.shape[2] != 3 or partial.dtype != torch.float32 or not partial.is_contiguous():
+        raise ValueError(f"partial: expected float32 [tiles, C, 3], got {partial.dtype} {tuple(partial.shape)}")
+    module = native.require()
+    tiles, channels, _ = partial.shape
+    result = torch.empty_like(partial[0])
+    kind = module.BnActPass.statistics
+    plan = module.bn_merge_plan(kind, tiles, channels, partial.data_ptr(), result.data_ptr())
+    return Work([plan], [partial], [], result)
 
 
-def gradient_sums(x: Tensor, gradient: Tensor, mean: Tensor, output: Tensor | None = None) -> Work:
-    """[C, 2] in float32: sums of g and g * (x - mean); g is `gradient`, or 0 where a given `output` is not over 0."""
-    return _reduction("sums", 2, x=x, gradient=gradient, output=output, mean=mean)
+def apply(y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Work:
+    """act(y * scale + shift [+ shortcut]), like y."""
+    result = torch.empty_like(y)
+    tensors, vectors = _argument(Relu(affine, shortcut))
+    return _work("apply", {"x": y, **tensors}, vectors, {"y": result}, result, relu=relu)
+
+
+def gradient_sums(y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Work:
+    """[C, 2] in float32: sums of g and g * (y - mean); g is `gradient` where `relu` passes it, else 0."""
+    tensors, vectors = _argument(relu)
+    return _reduction("sums", 2, {"x": y, "gradient": gradient, **tensors}, {"mean": mean, **vectors}, relu)
 
 
 def backward(
-    x: Tensor,
+    y: Tensor,
     gradient: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    scale: Tensor,
+    moments: Moments,
     sums: Tensor,
-    output: Tensor | None = None,
-    gradient_residual: Tensor | None = None,
+    relu: Relu | None = None,
+    *,
+    overwrite: bool = False,
+    masked: Tensor | None = None,
 ) -> Work:
-    """The gradient of x through BatchNorm in training, and `output`'s ReLU if given.
+    """The gradient of y through BatchNorm in training, and a ReLU if given; over `gradient` with `overwrite`.
 
-    `sums` is what `gradient_sums` gave, `scale` is gamma * invstd. `gradient_residual`, like x, is written if given:
-    the gradient behind the ReLU.
+    `sums` is what `gradient_sums` gave. `masked`, like y, is written if given: the gradient behind the ReLU.
     """
-    if sums.shape != (x.shape[1], 2) or sums.dtype != torch.float32 or not sums.is_contiguous():
-        raise ValueError(f"sums: expected float32 [{x.shape[1]}, 2], got {sums.dtype} {tuple(sums.shape)}")
-    dx = torch.empty_like(x)
-    tensors = {"x": x, "gradient": gradient, "output": output}
-    channels = {"mean": mean, "invstd": invstd, "scale": scale}
-    written = {"y": dx, "gradient_residual": gradient_residual}
-    return _work("backward", dx, [], output is not None, tensors, channels, written, sums)
+    if sums.shape != (y.shape[1], 2) or sums.dtype != torch.float32 or not sums.is_contiguous():
+        raise ValueError(f"sums: expected float32 [{y.shape[1]}, 2], got {sums.dtype} {tuple(sums.shape)}")
+    result = gradient if overwrite else torch.empty_like(y)
+    tensors, vectors = _argument(relu)
+    vectors |= {"mean": moments.mean, "invstd": moments.invstd, "gradient_scale": moments.scale}
+    return _work(
+        "backward",
+        {"x": y, "gradient": gradient, **tensors},
+        vectors,
+        {"y": result, "gradient_residual": masked},
+        result,
+        relu=relu is not None,
+        values=moments.values,
+        sums=sums,
+    )
 
 
-def _reduction(kind: str, values: int, mean: Tensor | None = None, **tensors: Tensor | None) -> Work:
-    x = tensors["x"]
-    assert x is not None
-    channels = x.shape[1]
-    slabs = native.require().bn_act_slabs(dtype_of(x), x.numel() // max(channels, 1), channels)
-    partial = torch.empty((slabs, channels, values), dtype=torch.float32, device=x.device)
-    result = torch.empty((channels, values), dtype=torch.float32, device=x.device)
-    relu = tensors.get("output") is not None
-    return _work(kind, result, [partial], relu, tensors, {"mean": mean}, {}, result)
+def _argument(relu: Relu | None) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """What makes the argument of a ReLU beside y: tensors, and vectors of the channels."""
+    if relu is None:
+        return {}, {}
+    (scale, shift), shortcut = relu
+    if shortcut is None:
+        return {}, {"scale": scale, "shift": shift}
+    scale2, shift2 = shortcut.affine or (None, None)
+    return {"residual": shortcut.x}, {"scale": scale, "shift": shift, "scale2": scale2, "shift2": shift2}
+
+
+def _reduction(kind: str, values: int, tensors: Named, vectors: Named, relu: Relu | None = None) -> Work:
+    y = tensors["x"]
+    assert y is not None
+    channels = y.shape[1]
+    slabs = native.require().bn_act_slabs(dtype_of(y), y.numel() // max(channels, 1), channels)
+    slabs += kind == "statistics"  # a row for what the slabs' means are relative to
+    partial = torch.empty((slabs, channels, values), dtype=torch.float32, device=y.device)
+    result = torch.empty((channels, values), dtype=torch.float32, device=y.device)
+    return _work(kind, tensors, vectors, {}, result, relu=relu is not None, partial=partial, sums=result)
+
+
+# What the kernels call the arguments of this module.
+_SAID = {
+    "x": "y",
+    "residual": "shortcut.x",
+    "gradient_residual": "masked",
+    "scale": "affine.scale",
+    "shift": "affine.shift",
+    "scale2": "shortcut.affine.scale",
+    "shift2": "shortcut.affine.shift",
+    "gradient_scale": "moments.scale",
+    "invstd": "moments.invstd",
+}
 
 
 def _work(
     kind: str,
+    tensors: Named,
+    vectors: Named,
+    written: Named,
     result: Tensor,
-    scratch: list[Tensor],
+    *,
     relu: bool,
-    tensors: Mapping[str, Tensor | None],
-    vectors: Mapping[str, Tensor | None],
-    written: Mapping[str, Tensor | None],
+    values: int = 0,
+    partial: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> Work:
+    """One pass over `tensors`, of which "x" is the first, that writes `written`, or `partial` and then `sums`."""
     module = native.require()
-    x = tensors["x"]
-    assert x is not None
-    channels = x.shape[1]
-    for name, tensor in {**tensors, **written}.items():
+    y = tensors["x"]
+    assert y is not None
+    channels = y.shape[1]
+    for name, tensor in [*tensors.items(), *written.items()]:
         if tensor is not None:
-            check_dense(name, tensor, x)
-            if tensor.shape != x.shape:
-                raise ValueError(f"{name}: expected {tuple(x.shape)}, that of x, got {tuple(tensor.shape)}")
+            said = _SAID.get(name, name)
+            check_dense(said, tensor, y)
+            if tensor.shape != y.shape:
+                raise ValueError(f"{said}: expected {tuple(y.shape)}, that of y, got {tuple(tensor.shape)}")
+    given = {}
     for name, tensor in vectors.items():
-        if tensor is not None and (
-            tensor.shape != (channels,) or tensor.dtype != torch.float32 or tensor.device != x.device
-        ):
+        if tensor is None:
+            continue
+        if tensor.shape != (channels,) or tensor.dtype != torch.float32 or tensor.device != y.device:
             got = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-            raise ValueError(f"{name}: expected float32 [{channels}] on {x.device}, got {got}")
-    vectors = {name: None if tensor is None else tensor.contiguous() for name, tensor in vectors.items()}
-    addresses: dict[str, Any] = {
-        name: tensor.data_ptr() for name, tensor in {**tensors, **vectors, **written}.items() if tensor is not None
-    }
-    if scratch:
-        addresses["partial"] = scratch[0].data_ptr()
-    if sums is not None:
-        addresses["result"] = sums.data_ptr()
-    rows = x.numel() // channels
-    plans = module.bn_act_plan(dtype_of(x), getattr(module.BnActPass, kind), rows, channels, relu=relu, **addresses)
-    reads = [tensor for tensor in (*tensors.values(), *vectors.values()) if tensor is not None]
+            said = _SAID.get(name, name)
+            raise ValueError(f"{said}: expected float32 [{channels}] on {y.device}, got {got}")
+        given[name] = tensor.contiguous()
+    named = {**tensors, **given, **written, "partial": partial, "result": sums}
+    addresses: dict[str, Any] = {name: tensor.data_ptr() for name, tensor in named.items() if tensor is not None}
+    rows = y.numel() // channels
+    kind = getattr(module.BnActPass, kind)
+    plans = module.bn_act_plan(dtype_of(y), kind, rows, channels, relu=relu, values=values, **addresses)
+    reads = [tensor for tensor in (*tensors.values(), *given.values()) if tensor is not None]
     if sums is not None and sums is not result:
         reads.append(sums)
-    others = [tensor for tensor in written.values() if tensor is not None and tensor is not result]
-    return Work(plans, reads, [*scratch, *others], result)
+    scratch = [tensor for tensor in (*written.values(), partial) if tensor is not None and tensor is not result]
+    return Work(plans, reads, scratch, result)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import native
 from ..layer import ConvBN
+from ..tuning import conv_tf32
 from .plans import Planned, Work, missing
 
 _OLDEST = (8, 0)
@@ -22,7 +23,10 @@ def _properties(index: int) -> tuple[tuple[int, int], int]:
 
 class Cuda(Planned):
     name = "cuda"
-    note = "emulated, not yet run on hardware; float32 is computed in TF32, where PyTorch allows it"
+    note = (
+        "emulated, not yet run on hardware; float32 is computed in TF32, where PyTorch allows it; in training, wgrad "
+        "and strided dgrad are cuDNN's"
+    )
 
     def unavailable(self) -> str | None:
         if reason := missing():
@@ -35,7 +39,7 @@ class Cuda(Planned):
         capability, _ = _properties(x.device.index)
         if capability < _OLDEST:
             return f"needs compute capability 8.0 or later, {x.device} has {capability[0]}.{capability[1]}"
-        if x.dtype == torch.float32 and not torch.backends.cudnn.allow_tf32:
+        if x.dtype == torch.float32 and not conv_tf32():
             return "computes float32 in TF32, which torch.backends.cudnn.allow_tf32 forbids"
         return super().unsupported(x, layer)
 

@@ -36,7 +36,8 @@ def _module(stem: str) -> Module:
 def emulate(work: Work, seed: int = 0, modules: Mapping[str, Module] | None = None) -> list[Report]:
     """Runs the launches of `work` and gives a report of each; its result tensor then holds the result.
 
-    `modules`: by the name of its file, PTX to run in the place of this build's. Memory that no launch wrote counts as uninitialised. Raises `fastres.emulator.Fault` at the first finding.
+    `modules`: by the name of its file, PTX to run in the place of this build's. Memory that no launch wrote counts as
+    uninitialised. Raises `fastres.emulator.Fault` at the first finding.
     """
     from ..emulator import Fresh
 
@@ -76,7 +77,10 @@ def _parameters(plan: Any) -> bytes:
 
 
 class Emulator(Planned):
-    note = "the kernels of backend cuda on the CPU, checked at every step: for tests, not for speed"
+    note = (
+        "the kernels of backend cuda on the CPU, checked at every step: for tests, not for speed; in training, wgrad "
+        "and strided dgrad are PyTorch's"
+    )
 
     def __init__(self, name: str, capability: tuple[int, int]) -> None:
         self.name = name

@@ -17,7 +17,10 @@ from torch import Tensor
 from .. import native
 from ..folding import folded
 from ..layer import ConvBN
+from ..pixels import Pixels
+from . import ranking
 from .registry import Backend
+from .steps import Affine, Geometry, Steps
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32"}
 _MOST_PIXELS = 2**31 - 256
@@ -27,7 +30,7 @@ _SOMEWHERE = 1024  # stands for the address of any tensor of ours, in questions 
 HOPPER = (9, 0)  # the one compute capability that has conv_sm90's instructions
 
 
-class Geometry(NamedTuple):
+class Filter(NamedTuple):
     """One convolution without its numbers."""
 
     filters: int
@@ -39,8 +42,8 @@ class Geometry(NamedTuple):
     groups: int
 
     @classmethod
-    def of(cls, layer: ConvBN) -> Geometry:
-        filters, channels, r, s = layer.weight.shape
+    def of(cls, weight: Tensor, layer: ConvBN | Geometry) -> Filter:
+        filters, channels, r, s = weight.shape
         geometry = layer.stride, layer.padding, layer.dilation, layer.groups
         return cls(filters, channels * layer.groups, (r, s), *geometry)
 
@@ -50,14 +53,19 @@ class Geometry(NamedTuple):
         p, q = ((size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in sizes)
         return x[0], self.filters, p, q
 
+    def is_stem(self) -> bool:
+        """Whether the stem's kernel computes it, in 16 bits."""
+        filters, channels, *rest = self
+        return channels <= 4 and filters % 8 == 0 and rest == [(7, 7), (2, 2), (3, 3), (1, 1), 1]
+
 
 class Prepared(NamedTuple):
     """One convolution as the kernels want it."""
 
     weight: Tensor  # [K, pitch]: KRSC, each filter padded with zeros to a multiple of 16 bytes
-    bias: Tensor  # [K] in float32
+    bias: Tensor | None  # [K] in float32
     stem: Tensor | None  # [K rounded up to 64, 7, 8, 4], zeros in tap 8 and in absent channels, if it is such a stem
-    geometry: Geometry
+    filter: Filter
 
 
 class Work(NamedTuple):
@@ -67,6 +75,7 @@ class Work(NamedTuple):
     reads: list[Tensor]
     scratch: list[Tensor]  # written by one launch, read by the next
     result: Tensor  # written by the last launch; may be one of `reads`
+    moments: Tensor | None = None  # [tiles, K, 3], one of `scratch`: the statistics of each tile of a convolution
 
 
 @cache
@@ -79,21 +88,25 @@ def missing() -> str | None:
     return None if info["cuda"] else f"this build has no CUDA kernels: {info['cuda_missing']}"
 
 
-def pack(weight: Tensor, bias: Tensor, layer: ConvBN) -> Prepared:
-    """`weight` [K, C/groups, R, S] and `bias` [K], folded, in the kernels' layouts."""
+def pack(weight: Tensor, bias: Tensor | None, layer: ConvBN | Geometry) -> Prepared:
+    """`weight` [K, C/groups, R, S] and `bias` [K], folded, or the weight alone, in the kernels' layouts."""
     filters, channels = weight.shape[:2]
     rows = weight.permute(0, 2, 3, 1).reshape(filters, -1)
-    rows = F.pad(rows, (0, -rows.shape[1] % (16 // weight.element_size()))).contiguous()
-    geometry, stem = Geometry.of(layer), None
-    if _is_stem(geometry) and weight.element_size() == 2:
+    if missing := -rows.shape[1] % (16 // weight.element_size()):
+        rows = F.pad(rows, (0, missing))
+    elif rows.data_ptr() % 16:
+        rows = rows.clone()
+    rows = rows.contiguous()
+    filter, stem = Filter.of(weight, layer), None
+    if bias is not None and filter.is_stem() and weight.element_size() == 2:
         padding = (0, 4 - channels, 0, 1, 0, 0, 0, -filters % _STEM_FILTERS)
         stem = F.pad(weight.permute(0, 2, 3, 1), padding).contiguous()
-    return Prepared(rows, bias.float().contiguous(), stem, geometry)
+    return Prepared(rows, None if bias is None else bias.float().contiguous(), stem, filter)
 
 
-def _is_stem(geometry: Geometry) -> bool:
-    filters, channels, *rest = geometry
-    return channels <= 4 and filters % 8 == 0 and rest == [(7, 7), (2, 2), (3, 3), (1, 1), 1]
+def takes_prologue(x: Tensor, groups: int) -> bool:
+    """Whether `convolution` can apply a prologue to x: its address and groups of channels are multiples of 16 bytes."""
+    return x.data_ptr() % 16 == 0 and x.shape[1] // groups * x.element_size() % 16 == 0
 
 
 def convolution(
@@ -102,6 +115,8 @@ def convolution(
     residual: Tensor | None = None,
     overwrite: bool = False,
     *,
+    prologue: Affine | None = None,
+    moments: bool = False,
     sms: int,
     kernel: str = "conv_sm80",
     tile: Sequence[int] = (),
@@ -113,32 +128,36 @@ def convolution(
         relu: whether ReLU is applied.
         residual: [N, K, P, Q], of x's dtype and device, dense in channels_last.
         overwrite: whether the result may be written over `residual`.
+        prologue: x stands for relu(x * scale + shift), with zeros outside the image; where `takes_prologue`, and
+            with one operand.
+        moments: whether `Work.moments` is to be written, if the depth is not split; without bias, residual and ReLU.
         sms: multiprocessors of the GPU, by which the tile is chosen.
-        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it.
+        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it, without prologue and moments.
         tile: rows, columns, splits of the depth, and of conv_sm90 blocks in a cluster; what is 0 or not given, the plan
             chooses.
 
     Raises:
-        ValueError: an argument that the kernel cannot run on, by name.
+        ValueError: an argument that the kernels cannot run on, by name.
     """
     module = native.require()
     x, prepared = operands[0]
     dtype = dtype_of(x)
-    shape = prepared.geometry.out_size(x.shape)
-    parts, reads = [], []
+    shape = prepared.filter.out_size(x.shape)
+    parts = []
+    reads = []
     for index, (given, weights) in enumerate(operands):
-        name = f"operands[{index}]"
+        name, filter = f"operands[{index}]", weights.filter
         check_dense(f"{name}.x", given, x)
         check_dense(f"{name}.weight", weights.weight, x, torch.contiguous_format)
-        geometry = weights.geometry
-        if given.shape[1] != geometry.channels:
-            raise ValueError(f"{name}.x: expected {geometry.channels} channels, got {given.shape[1]}")
-        if geometry.out_size(given.shape) != shape:
-            raise ValueError(f"{name}: gives {geometry.out_size(given.shape)}, expected {shape}")
+        if given.shape[1] != filter.channels:
+            raise ValueError(f"{name}.x: expected {filter.channels} channels, got {given.shape[1]}")
+        if filter.out_size(given.shape) != shape:
+            raise ValueError(f"{name}: gives {filter.out_size(given.shape)}, expected {shape}")
         image = _aligned(given) if kernel == "conv_sm90" else given
-        tensors = [image, weights.weight, weights.bias]
-        parts.append(_operand([t.data_ptr() for t in tensors], image.shape, geometry, weights.weight.shape[1]))
-        reads += tensors
+        bias = 0 if weights.bias is None else weights.bias.data_ptr()
+        addresses = image.data_ptr(), weights.weight.data_ptr(), bias
+        parts.append(_operand(addresses, image.shape, filter, weights.weight.shape[1]))
+        reads += [tensor for tensor in (image, weights.weight, weights.bias) if tensor is not None]
     if residual is not None:
         check_dense("residual", residual, x)
         if tuple(residual.shape) != shape:
@@ -148,31 +167,47 @@ def convolution(
         reads.append(residual)
     result = residual if overwrite and residual is not None else _empty(x, shape)
 
+    vectors = [] if prologue is None else [_of_input(name, v, x) for name, v in prologue._asdict().items()]
     n, filters, p, q = shape
     address = 0 if residual is None else residual.data_ptr()
-    problem = module.ConvProblem(parts, (n, p, q, filters), prepared.geometry.groups, address, result.data_ptr(), relu)
+    problem = module.ConvProblem(
+        parts,
+        (n, p, q, filters),
+        prepared.filter.groups,
+        address,
+        result.data_ptr(),
+        relu,
+        *(v.data_ptr() for v in vectors),
+    )
     chosen, floats = getattr(module, f"{kernel}_tile")(dtype, problem, sms, (*tile, 0, 0, 0, 0)[:4])
+    rows, _, splits, _ = chosen
     scratch = [torch.empty(floats, dtype=torch.float32, device=x.device)] if floats else []
-    workspace = scratch[0].data_ptr() if scratch else 0
-    return Work(getattr(module, f"{kernel}_plan")(dtype, problem, sms, chosen, workspace), reads, scratch, result)
+    of_tiles = None
+    if moments and splits == 1:
+        of_tiles = torch.empty((-(-n * p * q // rows), filters, 3), dtype=torch.float32, device=x.device)
+        problem.moments = of_tiles.data_ptr()
+        scratch.append(of_tiles)
+    plan, workspace = getattr(module, f"{kernel}_plan"), scratch[0].data_ptr() if floats else 0
+    plans = plan(dtype, problem, sms, chosen, workspace)
+    return Work(plans, [*reads, *vectors], scratch, result, of_tiles)
 
 
 @lru_cache(maxsize=4096)
-def obstacle(dtype: torch.dtype, x: tuple[int, ...], geometry: Geometry) -> str | None:
+def obstacle(dtype: torch.dtype, x: tuple[int, ...], filter: Filter) -> str | None:
     """Why conv_sm90 cannot run a convolution on x of this shape [N, C, H, W], or None."""
     module = native.require()
     if "90a-real" not in module.build_info()["archs"]:
         return "this build has no kernels for compute capability 9.0"
-    n, filters, p, q = geometry.out_size(x)
-    pitch = geometry.kernel[0] * geometry.kernel[1] * geometry.channels // geometry.groups
-    part = _operand([_SOMEWHERE] * 3, x, geometry, pitch + -pitch % 8)
-    problem = module.ConvProblem([part], (n, p, q, filters), geometry.groups, 0, _SOMEWHERE, False)
+    n, filters, p, q = filter.out_size(x)
+    pitch = filter.kernel[0] * filter.kernel[1] * filter.channels // filter.groups
+    part = _operand([_SOMEWHERE] * 3, x, filter, pitch + -pitch % 8)
+    problem = module.ConvProblem([part], (n, p, q, filters), filter.groups, 0, _SOMEWHERE, False)
     return module.conv_sm90_obstacle(getattr(module.DType, _NAMES[dtype]), problem) or None
 
 
-def _operand(addresses: Sequence[int], x: Sequence[int], geometry: Geometry, pitch: int) -> Any:
+def _operand(addresses: Sequence[int], x: Sequence[int], filter: Filter, pitch: int) -> Any:
     _, c, h, w = x
-    window = geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
+    window = filter.kernel, filter.stride, filter.padding, filter.dilation
     return native.require().ConvOperand(*addresses, (h, w, c), *window, pitch)
 
 
@@ -195,17 +230,17 @@ def stem(
         ValueError: an argument that the kernel cannot run on, by name.
     """
     module = native.require()
-    weight = prepared.stem
-    if weight is None:
+    weight, bias = prepared.stem, prepared.bias
+    if weight is None or bias is None:
         raise ValueError("prepared: expected a 7x7/2 convolution of at most 4 channels to a multiple of 8, in 16 bits")
     if x.dtype not in (weight.dtype, torch.uint8) or x.device != weight.device:
         raise ValueError(f"x: expected {weight.dtype} or uint8 on {weight.device}, got {x.dtype} on {x.device}")
-    channels = prepared.geometry.channels
+    channels = prepared.filter.channels
     if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
         raise ValueError(f"x: expected {channels} channels, got {tuple(x.shape)}")
     if min(len(scale), len(shift)) < channels and x.dtype == torch.uint8:
         raise ValueError(f"scale, shift: expected {channels} values each, got {len(scale)} and {len(shift)}")
-    n, filters, p, q = prepared.geometry.out_size(x.shape)
+    n, filters, p, q = prepared.filter.out_size(x.shape)
     pooled = (p - 1) // 2 + 1, (q - 1) // 2 + 1
     result = torch.empty((n, filters, *pooled), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
     fill = [0.0] * 4
@@ -216,7 +251,7 @@ def stem(
         tuple(x.shape),
         x.stride(),
         weight.data_ptr(),
-        prepared.bias.data_ptr(),
+        bias.data_ptr(),
         result.data_ptr(),
         (p, q),
         pooled,
@@ -224,7 +259,7 @@ def stem(
         [*scale, *fill][:4],
         [*shift, *fill][:4],
     )
-    return Work([plan], [x, weight, prepared.bias], [], result)
+    return Work([plan], [x, weight, bias], [], result)
 
 
 class Planned(Backend):
@@ -245,6 +280,12 @@ class Planned(Backend):
     def fingerprint(self) -> str | None:
         return None if missing() else native.kernel_hash()
 
+    def steps(self) -> Steps:
+        """The passes of a training step; of them wgrad and strided dgrad are the library's."""
+        from .cuda_steps import CudaSteps
+
+        return CudaSteps(self)
+
     def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
         if x.dtype not in _NAMES:
             return f"does not run {x.dtype}: expected bfloat16, float16 or float32"
@@ -262,25 +303,26 @@ class Planned(Backend):
         return folded(layer, x.dtype, recipe, lambda weight, bias: pack(weight, bias, layer))
 
     def kernel(self, x: Tensor, layer: ConvBN, operator: str) -> str:
-        geometry = Geometry.of(layer)
-        if operator == "stem" and _is_stem(geometry) and x.element_size() == 2:
+        filter = Filter.of(layer.weight, layer)
+        if operator in (ranking.STEM, ranking.STEM_UINT8) and filter.is_stem() and layer.weight.element_size() == 2:
             return "stem"
-        return self._convolution_kernel(x, geometry)
+        return self.convolution_kernel(x, filter)
 
-    def _convolution_kernel(self, x: Tensor, geometry: Geometry) -> str:
-        hopper = self.capability(x.device) == HOPPER and obstacle(x.dtype, tuple(x.shape), geometry) is None
+    def convolution_kernel(self, x: Tensor, filter: Filter) -> str:
+        """What runs a convolution without prologue and moments."""
+        hopper = self.capability(x.device) == HOPPER and obstacle(x.dtype, tuple(x.shape), filter) is None
         return "conv_sm90" if hopper else "conv_sm80"
 
     def conv(
         self, x: Tensor, prepared: Prepared, relu: bool, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
-        sms, kernel = self.multiprocessors(x.device), self._convolution_kernel(x, prepared.geometry)
+        sms, kernel = self.multiprocessors(x.device), self.convolution_kernel(x, prepared.filter)
         return self.run(convolution([(x, prepared)], relu, residual, overwrite, sms=sms, kernel=kernel))
 
     def projection(self, x: Tensor, prepared: Prepared, block_input: Tensor, shortcut: Prepared) -> Tensor:
         operands = [(x, prepared), (block_input, shortcut)]
-        kernels = {self._convolution_kernel(image, weights.geometry) for image, weights in operands}
-        if len(kernels) > 1 or prepared.geometry.groups != 1 or shortcut.geometry.groups != 1:
+        kernels = {self.convolution_kernel(image, weights.filter) for image, weights in operands}
+        if len(kernels) > 1 or prepared.filter.groups != 1 or shortcut.filter.groups != 1:
             return super().projection(x, prepared, block_input, shortcut)
         sms = self.multiprocessors(x.device)
         return self.run(convolution(operands, True, sms=sms, kernel=kernels.pop()))
@@ -289,6 +331,13 @@ class Planned(Backend):
         if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
             return super().stem(x, prepared, kernel, stride, padding)
         return self.run(stem(x, prepared))
+
+    def stem_uint8(
+        self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+    ) -> Tensor:
+        if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
+            return super().stem_uint8(x, prepared, kernel, stride, padding, pixels, dtype)
+        return self.run(stem(x, prepared, pixels.scale, pixels.shift))
 
 
 def dtype_of(x: Tensor) -> Any:
@@ -314,3 +363,12 @@ def check_dense(
         raise ValueError(f"{name}: expected {like.dtype} on {like.device}, those of x, got {got}")
     if not tensor.is_contiguous(memory_format=memory_format):
         raise ValueError(f"{name}: expected a tensor dense in {memory_format}, got strides {tensor.stride()}")
+
+
+def _of_input(name: str, vector: Tensor, x: Tensor) -> Tensor:
+    """A vector of a prologue of x, where 16 bytes of it can be read at a time."""
+    if vector.shape != x.shape[1:2] or vector.dtype != torch.float32 or vector.device != x.device:
+        got = f"{vector.dtype} {tuple(vector.shape)} on {vector.device}"
+        raise ValueError(f"prologue.{name}: expected float32 [{x.shape[1]}] on {x.device}, got {got}")
+    vector = vector.contiguous()
+    return vector.clone() if vector.data_ptr() % 16 else vector

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from .. import reference
 from ..layer import ConvBN
+from .reference_steps import ReferenceSteps
 from .registry import Backend
+from .steps import Steps
 
 
 class Reference(Backend):
@@ -16,6 +18,9 @@ class Reference(Backend):
 
     def unsupported(self, x: Tensor, layer: ConvBN) -> str | None:
         return None
+
+    def steps(self) -> Steps:
+        return ReferenceSteps()
 
     def prepare(self, x: Tensor, layer: ConvBN) -> ConvBN:
         return layer

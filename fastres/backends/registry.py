@@ -1,14 +1,14 @@
 """Which backend runs a fused operator.
 
 Asked for by name, innermost first: `use_backend(...)`, `backend=` of the model, the environment's FASTRES_BACKEND; a
-named backend runs or raises. Without a name, or by the name "auto", the first of `AUTO_ORDER` that can run a problem
-runs it, and `fastres.explain` says why.
+named backend runs or raises. Without a name, or by the name "auto", the first in `ranking.order` that can run a problem
+runs it, kernels of ours only where they are verified, and `fastres.explain` says why.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import reference
+from .. import reference, tuning
 from ..layer import ConvBN
-from . import verification
+from ..pixels import Pixels
+from . import ranking, verification
+from .steps import Steps
 
 AUTO = "auto"
-PLAIN = "plain"  # what `explain` shows where nothing fuses
-AUTO_ORDER = ("onednn", "cudnn", "reference")
+PLAIN = "plain"  # PyTorch's own modules, unfused
 
 
 class BackendError(RuntimeError):
@@ -55,7 +56,7 @@ class Backend:
         raise NotImplementedError
 
     def kernel(self, x: Tensor, layer: ConvBN, operator: str) -> str:
-        """Which of this backend's kernels runs `layer` in `operator` ("conv", "stem"), or "" where there is one."""
+        """Which of this backend's kernels runs `layer` in `operator`, one of ranking's; "" if there is but one."""
         return ""
 
     def prepare(self, x: Tensor, layer: ConvBN) -> Any:
@@ -68,11 +69,21 @@ class Backend:
         """BatchNorm(conv(x)) + residual, then ReLU. With `overwrite`, the result may be written over `residual`."""
         raise NotImplementedError
 
+    def steps(self) -> Steps | None:
+        """The passes of a training step, or None: then PyTorch's own modules train."""
+        return None
+
     def projection(self, x: Tensor, prepared: Any, block_input: Tensor, shortcut: Any) -> Tensor:
         return self.conv(x, prepared, True, self.conv(block_input, shortcut, False), overwrite=True)
 
     def stem(self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int) -> Tensor:
         return F.max_pool2d(self.conv(x, prepared, True), kernel, stride, padding)
+
+    def stem_uint8(
+        self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+    ) -> Tensor:
+        """`stem` on 8-bit `x`, of which `pixels` makes numbers of `dtype`; `prepared` is for such numbers."""
+        return self.stem(reference.normalize(x, pixels, dtype), prepared, kernel, stride, padding)
 
     def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return reference.head(x, weight, bias)
@@ -86,7 +97,9 @@ class Choice:
     x_shape: tuple[int, ...]
     backend: str
     reason: str
-    kernel: str = ""
+    operator: str = ""  # one of ranking's, and the layer: "" and None where it ran unfused
+    layer: ConvBN | None = None
+    kernel: str = ""  # which of the backend's, where it has more than one
 
 
 _registered: dict[str, Backend] = {}
@@ -106,7 +119,14 @@ def names() -> list[str]:
 
 def backends() -> dict[str, str | None]:
     """Every backend of this build, with the reason why it cannot run on this machine, or None where it can."""
-    return {name: backend.unavailable() for name, backend in _registered.items()}
+    return {name: _unavailable(backend) for name, backend in _registered.items()}
+
+
+def _unavailable(backend: Backend) -> str | None:
+    try:
+        return backend.unavailable()
+    except ImportError as error:  # a broken native module: told in a list, raised where something is to run
+        return str(error)
 
 
 def notes() -> dict[str, str]:
@@ -115,9 +135,9 @@ def notes() -> dict[str, str]:
 
 
 def check_name(name: str | None, argument: str = "backend") -> str | None:
-    """Raises ValueError unless `name` is None, "auto" or a backend's name."""
-    if name is not None and name != AUTO and name not in _registered:
-        known = ", ".join(map(repr, (AUTO, *_registered)))
+    """Raises ValueError unless `name` is None, "auto", "plain" or a backend's name."""
+    if name is not None and name not in (AUTO, PLAIN) and name not in _registered:
+        known = ", ".join(map(repr, (AUTO, PLAIN, *_registered)))
         raise ValueError(f"{argument}: unknown backend {name!r}, expected one of {known}")
     return name
 
@@ -135,12 +155,13 @@ def get(name: str) -> Backend:
 def use_backend(name: str) -> Iterator[None]:
     """Runs fused operators on the backend `name` within the `with` block, in this thread (or asyncio task).
 
-    It takes precedence over the model's `backend=` and FASTRES_BACKEND; "auto" lets fastres choose again. Threads
-    started inside, DataParallel's included, do not inherit it: give the model a `backend=` for those.
+    It takes precedence over the model's `backend=` and FASTRES_BACKEND; "auto" lets fastres choose again, "plain" runs
+    PyTorch's own modules, unfused. Threads started inside, DataParallel's included, do not inherit it: give the model a
+    `backend=` for those.
 
     Raises ValueError for an unknown name and BackendError for a backend that is not available on this machine.
     """
-    if name != AUTO:
+    if name not in (AUTO, PLAIN):
         get(name)
     token = _scoped.set(name)
     try:
@@ -157,9 +178,10 @@ def requested(model_backend: str) -> str:
     return name or AUTO
 
 
-def switches() -> tuple[bool, bool]:
-    """PyTorch's own switches that a choice depends on, beside the name that was asked for and the problem."""
-    return torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+def switches() -> tuple[int, ...]:
+    """What a choice depends on beside the name that was asked for and the problem: PyTorch's switches, our tables."""
+    pytorch = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled(), tuning.conv_tf32()
+    return *pytorch, ranking.changes, verification.changes
 
 
 def is_recording() -> bool:
@@ -167,20 +189,35 @@ def is_recording() -> bool:
     return _log.get() is not None
 
 
-def resolve(x: Tensor, layer: ConvBN, model_backend: str = "", operator: str = "conv") -> Backend:
-    """The backend that runs `layer` in `operator` on `x`. Raises BackendError if one was named and cannot."""
+def resolve(
+    x: Tensor,
+    layer: ConvBN,
+    model_backend: str = "",
+    operator: str = ranking.CONV,
+    beside: Backend | None = None,
+) -> Backend:
+    """The backend that runs `layer` on `x` as part of `operator`. Raises BackendError if one was named and cannot.
+
+    `beside` runs the convolution that a shortcut is added to: it comes first, as it may do both as one.
+    """
     name = requested(model_backend)
-    if name != AUTO:
+    if name not in (AUTO, PLAIN):
         backend = get(name)
         if reason := backend.unsupported(x, layer):
             raise BackendError(f"backend {name!r} cannot run this convolution: {reason}")
-        _record(x, layer, backend, "asked for by name", operator)
+        record(x, layer, backend.name, "asked for by name", operator)
         return backend
-    for name in AUTO_ORDER:
+    if name == PLAIN:
+        return _registered["reference"]
+    if beside is not None and not beside.keeps_parameters and _declines(beside, x, layer) is None:
+        record(x, layer, beside.name, "as one with the convolution that it is added to", operator)
+        return beside
+    names = [name for name in ranking.order(operator, x, layer) if name in _registered]
+    for name in names:
         backend = _registered[name]
         if _declines(backend, x, layer) is None:
             if _log.get() is not None:
-                _record(x, layer, backend, _why_not_before(name, x, layer), operator)
+                record(x, layer, name, _why(name, names, x, layer, operator), operator)
             return backend
     raise AssertionError("the reference backend runs everything")
 
@@ -202,10 +239,12 @@ def record_plain(conv: object, x: Tensor, reason: str) -> None:
         log.append(Choice(id(conv), tuple(x.shape), PLAIN, reason))
 
 
-def _record(x: Tensor, layer: ConvBN, backend: Backend, reason: str, operator: str) -> None:
+def record(x: Tensor, layer: ConvBN, name: str, reason: str, operator: str = "") -> None:
+    """Notes that `layer` runs on what is called `name`; `operator` is one of ranking's, "" in a training step."""
     if (log := _log.get()) is not None:
-        kernel = backend.kernel(x, layer, operator)
-        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), backend.name, reason, kernel))
+        of_ranking = layer if operator else None
+        kernel = _registered[name].kernel(x, layer, operator) if operator else ""
+        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), name, reason, operator, of_ranking, kernel))
 
 
 def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
@@ -216,7 +255,9 @@ def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
     return None if fingerprint is None else verification.obstacle(backend.name, fingerprint, x.device)
 
 
-def _why_not_before(chosen: str, x: Tensor, layer: ConvBN) -> str:
-    passed_over = AUTO_ORDER[: AUTO_ORDER.index(chosen)]
+def _why(chosen: str, names: Sequence[str], x: Tensor, layer: ConvBN, operator: str) -> str:
+    passed_over = names[: names.index(chosen)]
     reasons = [f"{name}: {_declines(_registered[name], x, layer)}" for name in passed_over]
+    if chosen == ranking.fastest(operator, x, layer):
+        return "the fastest here when `fastres tune` measured"
     return "; ".join(reasons) or f"first choice for {x.device.type}"

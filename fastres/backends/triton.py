@@ -8,6 +8,7 @@ asked for.
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from ..folding import folded
 from ..layer import ConvBN
+from ..pixels import Pixels
 from .registry import Backend, BackendError
+from .steps import Steps
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OLDEST = 80
@@ -29,6 +32,19 @@ class _Prepared(NamedTuple):
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int  # those left by packing
+
+
+@lru_cache(maxsize=64)
+def _normalization(pixels: Pixels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Scale and shift on `device`, made once: a CUDA graph cannot record a copy from the host."""
+    with torch.inference_mode(False):
+        scale, shift = (torch.tensor(values, device=device) for values in (pixels.scale, pixels.shift))
+    return scale, shift
+
+
+def _fuses_stem(prepared: _Prepared, pool: tuple[int, int, int]) -> bool:
+    row = prepared.weight.shape[2] * prepared.weight.shape[3]
+    return pool == (3, 2, 1) and prepared.groups == 1 and prepared.dilation == (1, 1) and row <= _STEM_ROW
 
 
 def _interprets() -> bool:
@@ -79,6 +95,11 @@ class Triton(Backend):
             return f"needs compute capability 8.0 or later, {x.device} has {architecture(x.device) / 10}"
         return None
 
+    def steps(self) -> Steps:
+        from .triton_steps import TritonSteps
+
+        return TritonSteps()
+
     def prepare(self, x: Tensor, layer: ConvBN) -> _Prepared:
         from ..kernels.conv import pack
 
@@ -119,15 +140,20 @@ class Triton(Backend):
     def stem(self, x: Tensor, prepared: _Prepared, kernel: int, stride: int, padding: int) -> Tensor:
         from ..kernels.stem import stem
 
-        row = prepared.weight.shape[2] * prepared.weight.shape[3]
-        if (
-            (kernel, stride, padding) != (3, 2, 1)
-            or prepared.groups != 1
-            or prepared.dilation != (1, 1)
-            or row > _STEM_ROW
-        ):
+        if not _fuses_stem(prepared, (kernel, stride, padding)):
             return super().stem(x, prepared, kernel, stride, padding)
         return stem(x, prepared.weight, prepared.bias, stride=prepared.stride, padding=prepared.padding)
+
+    def stem_uint8(
+        self, x: Tensor, prepared: _Prepared, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
+    ) -> Tensor:
+        from ..kernels.stem import stem
+
+        if not _fuses_stem(prepared, (kernel, stride, padding)):
+            return super().stem_uint8(x, prepared, kernel, stride, padding, pixels, dtype)
+        weight, bias, *_ = prepared
+        normalize = _normalization(pixels, x.device)
+        return stem(x, weight, bias, stride=prepared.stride, padding=prepared.padding, normalize=normalize)
 
     def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         from ..kernels.head import head

@@ -7,18 +7,21 @@ on this machine. A library's backend (oneDNN, cuDNN) needs none.
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import tempfile
 import warnings
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from .. import cache
+
 _FILE = "verified.json"
+
+
+changes = 0  # moves when a record is added
 
 
 class Record(NamedTuple):
@@ -45,7 +48,7 @@ def obstacle(backend: str, fingerprint: str, device: torch.device) -> str | None
     return f"its kernels are not verified on {here}: `fastres selftest --backend {backend}` does it"
 
 
-@cache
+@functools.cache
 def records() -> frozenset[Record]:
     """Every record, the package's and this machine's. A damaged file counts as empty, with a warning."""
     packaged = files("fastres.data") / _FILE
@@ -54,28 +57,17 @@ def records() -> frozenset[Record]:
 
 def add(record: Record) -> Path:
     """Adds a record to this machine's file, atomically, and returns the file. Raises OSError where that fails."""
+    global changes
     path = local_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps([entry._asdict() for entry in sorted(_local() | {record})], indent=2)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=_FILE, delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(text + "\n")
-            file.close()
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    cache.replace(path, json.dumps([entry._asdict() for entry in sorted(_local() | {record})], indent=2) + "\n")
     records.cache_clear()
+    changes += 1
     return path
 
 
 def local_path() -> Path:
-    """This machine's file: in FASTRES_CACHE, or `fastres` in the user's cache folder."""
-    folder = os.environ.get("FASTRES_CACHE")
-    if folder:
-        return Path(folder) / _FILE
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastres" / _FILE
+    """This machine's file."""
+    return cache.path(_FILE)
 
 
 def _local() -> frozenset[Record]:

@@ -18,7 +18,7 @@ from typing import NoReturn
 from .. import __version__
 from .errors import CommandError, UsageError, printable
 
-COMMANDS = ("bench", "classify", "experiment", "info", "selftest", "train", "tune")
+COMMANDS = ("bench", "classify", "experiment", "info", "profile", "selftest", "train", "tune")
 
 _EPILOG = """\
 exit status:

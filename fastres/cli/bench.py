@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from . import arguments
-from .errors import CommandError, UsageError
+from . import arguments, measuring
+from .errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..measure.compare import Progress
     from ..measure.workload import Workload
 
 NAME = "bench"
@@ -74,16 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..measure import results
 
-    if args.show:
-        try:
-            result = results.load(args.show)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"argument --show: {error}") from error
-    else:
-        result = _measure(args)
-    _print(result)
+    result = measuring.load(args.show) if args.show else _measure(args)
+    console = measuring.console()
+    console.print(results.tables(result, wide=console.width >= 115))
     if args.json:
-        _save(result, args.json)
+        measuring.save(result, args.json)
     return 1 if results.failures(result) else 0
 
 
@@ -96,16 +84,17 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
 
     begin = time.monotonic()
     device = args.device or arguments.default_device()
-    _check_dtype(args.dtype, device)
+    measuring.check_dtype(args.dtype, device)
     if args.json:
-        _check_writable(args.json)
+        measuring.check_writable(args.json, "--json")
     workloads = [Workload(model, batch, args.size, args.dtype, device) for model in args.models for batch in args.batch]
     names = _contenders(args, workloads[0])
     if args.threads:
         torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
     settings = {"rounds": args.rounds, "seconds": args.seconds, "threads": torch.get_num_threads(), "contenders": names}
-    with _terminable(), _progress(len(workloads) * args.rounds * len(names)) as (title, progress):
+    total = len(workloads) * args.rounds * len(names)
+    with measuring.terminable(), measuring.progress(total) as (title, progress):
         progress.step("this device's ceilings")
         ceilings = roofline.ceilings(device, args.dtype)
         ceilings_by_dtype = {results.dtype_name(args.dtype): ceilings}
@@ -136,75 +125,3 @@ def _contenders(args: argparse.Namespace, workload: Workload) -> list[str]:
             if reason:
                 raise UsageError(f"argument --against: {name!r} is not available: {reason}")
     return list(dict.fromkeys([*(name for name in names if name != fastres), fastres]))
-
-
-def _check_dtype(dtype: torch.dtype, device: torch.device) -> None:
-    """PyTorch has the last word on what a device can do."""
-    import torch
-
-    try:
-        torch.nn.functional.conv2d(
-            torch.zeros(1, 16, 8, 8, dtype=dtype, device=device), torch.zeros(16, 16, 3, 3, dtype=dtype, device=device)
-        )
-    except RuntimeError as error:
-        name = str(dtype).removeprefix("torch.")
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"argument --dtype: PyTorch cannot run {name} convolutions on {device}: {reason}") from error
-
-
-def _check_writable(path: Path) -> None:
-    """Before minutes are spent, not after."""
-    folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"argument --json: cannot write {str(path)!r}: expected a file in a writable folder")
-
-
-def _save(result: dict[str, Any], path: Path) -> None:
-    from ..measure import results
-
-    try:
-        results.save(result, path)
-    except OSError as error:
-        raise CommandError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-
-
-def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
-
-    from ..measure import results
-
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
-    console.print(results.tables(result, wide=console.width >= 115))
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Lets SIGTERM, such as `timeout`'s, unwind like Ctrl-C: contenders' processes and files go with it."""
-
-    def leave(number: int, frame: Any) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[tuple[Callable[[str], None], Progress]]:
-    """A function that names the workload, and what to tell progress to: a bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    from ..measure.compare import Progress
-
-    console = Console(stderr=True)
-    columns = TextColumn("{task.fields[title]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, title="")
-        yield (
-            lambda title: bar.update(task, title=title),
-            Progress(lambda step: bar.update(task, description=step), lambda: bar.advance(task)),
-        )

@@ -1,4 +1,4 @@
-"""`fastres tune`: measures which tile of the Triton kernels is fastest on this GPU, and keeps it for later runs."""
+"""`fastres tune`: measures which tiles and which backends are fastest on this GPU, and keeps that for later runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from .arguments import DTYPES, default_device, device, dtype, integer, model
 from .errors import CommandError
 
 NAME = "tune"
-HELP = "measure the Triton kernels' tiles on this GPU and keep the fastest"
+HELP = "measure tiles and backends on this GPU and keep the fastest"
 
 _EPILOG = """\
-Each distinct layer is measured with every tile that fits; a tile is timed only once its result is seen to be right.
-What is found goes into the user's tuning table, which comes before the one of the package.
+Each distinct layer is measured with every tile of the Triton kernels that fits, then with every backend that runs it;
+what is timed was first seen to be right. What is found goes into the user's tables, which come before everything else:
+the tiles, and the order in which 'auto' asks the backends (kernels of fastres's own run only where they are verified:
+'fastres selftest').
 
 examples:
   fastres tune ResNet50 --dtype bfloat16                    batches of 1, 32 and 256
@@ -25,7 +27,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Measures the tiles of the Triton kernels for the layers of models."
+    parser.description = "Measures tiles and backends for the layers of models."
     parser.epilog = _EPILOG
     add: Callable[..., Any] = parser.add_argument
     add("model", type=model, nargs="+", metavar="MODEL", help="names of models, as in fastres.ResNet50")
@@ -39,36 +41,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
+    from ..backends import BackendError
+
+    target = args.device or default_device()
+    jobs = [(name, batch) for name in args.model for batch in args.batch]
+    try:
+        with Progress(transient=True) as bar:
+            posed = _tune_tiles(jobs, args, target, bar)
+            _rank_backends(posed, args, target, bar)
+    except BackendError as error:
+        raise CommandError(str(error)) from error
+    return 0
+
+
+def _tune_tiles(jobs: list[tuple[str, int]], args: argparse.Namespace, target: torch.device, bar: Any) -> list[Any]:
+    """Measures the tiles of every problem, and gives the problems that backends are to be ranked on."""
     import fastres
 
     from .. import tuning
-    from ..backends import BackendError, use_backend
+    from ..backends import registry, use_backend
+    from ..measure import ranking
     from ..measure.tiles import Measured, measuring
     from ..measure.timing import timer_for
 
-    target = args.device or default_device()
     found: list[Measured] = []
-    try:
-        with use_backend("triton"), torch.inference_mode(), Progress(transient=True) as bar:
-            jobs = [(name, batch) for name in args.model for batch in args.batch]
-            task = bar.add_task("measuring", total=len(jobs))
+    posed: dict[str, Any] = {}
+    task = bar.add_task("tiles", total=len(jobs))
 
-            def report(measured: Measured) -> None:
-                found.append(measured)
-                gain = measured.known_seconds / measured.fastest_seconds
-                text = f"{_text(measured.fastest)}, {gain:.2f} times as fast as before"
-                bar.console.print(f"{measured.problem.key()}: {text}")
-                tuning.record({measured.problem: measured.fastest}, measured.numbers, tuning.architecture(target))
+    def report(measured: Measured) -> None:
+        found.append(measured)
+        gain = measured.known_seconds / measured.fastest_seconds
+        text = f"{_text(measured.fastest)}, {gain:.2f} times as fast as before"
+        bar.console.print(f"{measured.problem.key()}: {text}")
+        tuning.record({measured.problem: measured.fastest}, measured.numbers, tuning.architecture(target))
 
-            with measuring(timer_for(target), args.rounds, report):
-                for name, batch in jobs:
-                    net = getattr(fastres, name)().eval().to(target, args.dtype)
-                    net(torch.randn(batch, 3, args.size, args.size, device=target, dtype=args.dtype))
-                    bar.advance(task)
-    except BackendError as error:
-        raise CommandError(str(error)) from error
-    print(f"{len(found)} problems measured on {target}; the table is {tuning.user_table()}")
-    return 0
+    with use_backend("triton"), torch.inference_mode(), measuring(timer_for(target), args.rounds, report):
+        for name, batch in jobs:
+            net = getattr(fastres, name)().eval().to(target, args.dtype)
+            with registry.recording() as choices:
+                net(torch.randn(batch, 3, args.size, args.size, device=target, dtype=args.dtype))
+            posed.update((problem.key, problem) for problem in ranking.problems(choices, args.dtype))
+            bar.advance(task)
+    bar.console.print(f"{len(found)} tiles measured on {target}; the table is {tuning.user_table()}")
+    return list(posed.values())
+
+
+def _rank_backends(posed: list[Any], args: argparse.Namespace, target: torch.device, bar: Any) -> None:
+    from ..backends import ranking
+    from ..measure.contenders import use_best_settings
+    from ..measure.ranking import measure
+    from ..measure.timing import timer_for
+
+    use_best_settings()  # the library at its best is what ours must beat
+    numbers = ranking.arithmetic(args.dtype)
+    timer = timer_for(target)
+    task = bar.add_task("backends", total=len(posed))
+    with torch.no_grad():  # not inference_mode, whose tensors have no version: they would be folded anew in each call
+        for problem in posed:
+            ranked = measure(problem, target, timer, args.rounds)
+            if ranked.seconds:
+                ranking.record({problem.key: next(iter(ranked.seconds))}, numbers, target)
+            times = [f"{name} {seconds * 1e6:.1f} us" for name, seconds in ranked.seconds.items()]
+            left_out = [f"{name}: {why}" for name, why in ranked.left_out.items()]
+            bar.console.print(f"{problem.key}: {', '.join(times)}" + "".join(f"; {text}" for text in left_out))
+            bar.advance(task)
+    bar.console.print(f"{len(posed)} problems ranked on {target}; the table is {ranking.user_table()}")
 
 
 def _text(tile: Any) -> str:

@@ -23,7 +23,8 @@ from fastres.emulator.tensor_map import TensorMap
 # Shared memory that a block may use, and multiprocessors of the GPU stood in for: A100 and H100 SXM.
 _DEVICES = {80: (163 * 1024, 108), 90: (227 * 1024, 132)}
 # Triton orders mbarrier.init before TMA's first use of it by a block barrier alone; the PTX ISA asks for a fence too.
-_ACCEPTED = ("mbarrier-fence",)
+# What several warps hold alike, as after a reduction across them, each of them writes to shared memory.
+_ACCEPTED = ("mbarrier-fence", "same-value")
 _SWIZZLES = (0, 32, 64, 128)  # by the number in a compiled kernel's metadata, which is CUtensorMapSwizzle
 
 

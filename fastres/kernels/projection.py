@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, arithmetic, choose
+from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from .launch import WIDE, device_of, output, precision
 from .tile import multiply, output_pixels, relu
 
@@ -170,7 +169,7 @@ def projection(
     if y.numel() == 0:
         return y
     m = n * p * q
-    numbers = arithmetic(x.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(x.dtype, conv_tf32())
     run = partial(projection, x, conv, x2, conv2)
     tile = tile or choose(Problem("projection", m, k, c, r * s, 1), numbers, x.device, run)
     with device_of(x):

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, arithmetic, choose
+from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from .launch import WIDE, device_of, precision
 from .tile import relu
 
@@ -226,7 +226,7 @@ def stem(
     y = torch.empty((n, k, *pooled), dtype=w.dtype, device=x.device, memory_format=torch.channels_last)
     if y.numel() == 0:
         return y
-    numbers = arithmetic(w.dtype, torch.backends.cudnn.allow_tf32)
+    numbers = arithmetic(w.dtype, conv_tf32())
     run = partial(stem, x, w, bias, stride=stride, padding=padding, normalize=normalize)
     tile = tile or choose(Problem("stem", n * p * q, k, c * s, r, 1), numbers, x.device, run)
     tiles = n * triton.cdiv(pooled[0], tile.group_m) * triton.cdiv(pooled[1], tile.m // 2 - 1) * triton.cdiv(k, tile.n)

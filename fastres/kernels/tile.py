@@ -45,8 +45,10 @@ def multiply(
     BY_TAP: tl.constexpr,  # BLOCK_K divides C_GROUP: each step lies within one tap
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    scale_ptr=None,  # of a prologue, float32, advanced to the group's first channel; None: x is taken as it is
+    shift_ptr=None,
 ):
-    """acc + im2col(x) @ w^T for one tile, in float32."""
+    """acc + im2col(x) @ w^T for one tile, in float32; or, with a prologue, of relu(x * scale + shift)."""
     inner = tl.arange(0, BLOCK_K)
     first = x_ptr + ((n * H + h) * W + w) * C
     filters = w_ptr + column * (R * S * C_GROUP)
@@ -62,6 +64,11 @@ def multiply(
                 a = tl.load(at[:, None] + inner[None, :], mask=inside[:, None], other=0.0)
             else:
                 a = tl.load(at[:, None] + inner[None, :])
+            if scale_ptr is not None:
+                channel = (step - tap * steps) * BLOCK_K + inner
+                a = normalised(a, tl.load(scale_ptr + channel), tl.load(shift_ptr + channel))
+                if PADDED:
+                    a = tl.where(inside[:, None], a, 0.0)
             b = tl.load(filters[None, :] + (step * BLOCK_K + inner)[:, None])
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
     else:
@@ -77,6 +84,11 @@ def multiply(
                 inside = inside & (h[:, None] + dh[None, :] >= 0) & (h[:, None] + dh[None, :] < H)
                 inside = inside & (w[:, None] + dw[None, :] >= 0) & (w[:, None] + dw[None, :] < W)
             a = tl.load(first[:, None] + at[None, :], mask=inside, other=0.0)
+            if scale_ptr is not None:
+                channel = k - tap * C_GROUP
+                scale = tl.load(scale_ptr + channel, mask=within, other=0.0)
+                a = normalised(a, scale, tl.load(shift_ptr + channel, mask=within, other=0.0))
+                a = tl.where(inside, a, 0.0)
             b = tl.load(filters[None, :] + k[:, None], mask=within[:, None], other=0.0)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
     return acc
@@ -86,6 +98,12 @@ def multiply(
 def relu(value):
     """max(value, 0) that keeps NaN, as PyTorch does: `max.NaN`, where plain `max` would drop it."""
     return tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def normalised(x, scale, shift):
+    """relu(x * scale + shift) by channel, the columns of x: computed in float32, and rounded to x's dtype."""
+    return relu(x.to(tl.float32) * scale[None, :] + shift[None, :]).to(x.dtype)
 
 
 @triton.jit

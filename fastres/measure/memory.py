@@ -23,19 +23,36 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    return max((live for _, live in timeline(function, device)), default=0)
+
+
+def timeline(function: Callable[[], Any], device: torch.device) -> list[tuple[float, int]]:
+    """(microseconds, bytes of tensors alive since the start) at each allocation and release of `function()`.
+
+    In the profiler's time, which is slower than without. Where the sum falls below zero, what lived before was freed.
+    """
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         result = function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     del result
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
+    found = [
+        event
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == kind
+    ]
+    live = 0
+    points = []
+    for event in sorted(found, key=lambda event: event.start_ns()):
         live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+        points.append(((event.start_ns() - found[0].start_ns()) / 1e3, live))
+    return points
 
 
 def peak_resident_bytes(function: Callable[[], Any]) -> int | None:

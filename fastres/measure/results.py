@@ -79,21 +79,30 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def save(result: dict[str, Any], path: Path) -> None:
     """Writes `result` to `path`, whole or not at all. Raises OSError where it cannot."""
+    write(json.dumps(result, indent=1) + "\n", path)
+
+
+def write(text: str, path: Path) -> None:
+    """Writes `text` to `path` in UTF-8, whole or not at all. Raises OSError where it cannot."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's files are private
-        os.replace(name, path)
+        publish(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def publish(name: str, path: Path) -> None:
+    """Gives mkstemp's private file `name` the permissions of any other, and `path`'s place."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)
+    os.replace(name, path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -113,28 +122,36 @@ def tables(result: dict[str, Any], wide: bool = True) -> RenderableType:
     Ratios are against the first contender of a thing measured, round by round; brackets hold quartiles.
     "error" is in units of PyTorch's own. What is not `wide`, 115 columns, goes without it and without rates.
     """
-    parts: list[RenderableType] = [Text(_heading(result))]
-    groups = list(_groups(result["rows"]))
+    parts: list[RenderableType] = [Text(heading(result))]
     if result["kind"] == "models":
-        for rows in groups:
-            parts += ["", _table([rows], _title(rows[0]), wide), *_remarks(rows)]
-    elif groups:
+        parts += model_tables(result["rows"], wide)
+    elif groups := groups_of(result["rows"]):
         parts += ["", _table(groups, "", wide), *(remark for rows in groups for remark in _remarks(rows))]
     return Group(*parts)
+
+
+def model_tables(rows: Sequence[dict[str, Any]], wide: bool = True) -> list[RenderableType]:
+    """A table for each model, batch and dtype of `rows`, with what is to be said about it."""
+    parts: list[RenderableType] = []
+    for group in groups_of(rows):
+        parts += ["", _table([group], _title(group[0]), wide), *_remarks(group)]
+    return parts
 
 
 def failures(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if row["status"] == FAILED]
 
 
-def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def groups_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows by the thing measured, in order: in each group one for each contender."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in ("name", "batch", "size", "dtype", "device")), []).append(row)
-    yield from groups.values()
+    return list(groups.values())
 
 
-def _heading(result: dict[str, Any]) -> str:
+def heading(result: dict[str, Any]) -> str:
+    """When, on what and with what a record was made, and the ceilings that were measured."""
     env = result["environment"]
     versions = env["versions"]
     named = [f"{name} {versions[name]}" for name in ("fastres", "torch", "triton", "cuda") if versions.get(name)]
@@ -167,7 +184,7 @@ def _remarks(rows: list[dict[str, Any]]) -> Iterator[Text]:
 _COLUMNS: dict[str, Callable[[dict[str, Any], Summary, dict[str, Any]], str]] = {
     "contender": lambda row, time, baseline: row["contender"],
     "images/s": lambda row, time, baseline: f"{row['batch'] / time.median:.1f}",
-    "ms [quartiles]": lambda row, time, baseline: _spread(time, 1e3),
+    "ms [quartiles]": lambda row, time, baseline: spread(time, 1e3),
     "times {baseline}": lambda row, time, baseline: _ratio(row, baseline),
     "TFLOP/s": lambda row, time, baseline: f"{row['flops'] / time.median / 1e12:.3g}",
     "GB/s": lambda row, time, baseline: f"{row['bytes'] / time.median / 1e9:.4g}",
@@ -178,10 +195,14 @@ _COLUMNS: dict[str, Callable[[dict[str, Any], Summary, dict[str, Any]], str]] = 
 _WIDE = ("TFLOP/s", "GB/s", "roofline", "error")  # what a narrow table goes without
 
 
+def compact_table(title: str = "") -> Table:
+    compact: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    return Table(title=title or None, title_justify="left", title_style="bold", **compact)
+
+
 def _table(groups: Sequence[list[dict[str, Any]]], title: str, wide: bool) -> Table:
     """With a `title`, of one group; without, of several, which begin with what was measured."""
-    compact: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
-    table = Table(title=title or None, title_justify="left", title_style="bold", **compact)
+    table = compact_table(title)
     left_out = [*(() if wide else _WIDE), *(() if title else ("images/s", "peak MB"))]
     columns = {header: cell for header, cell in _COLUMNS.items() if header not in left_out}
     if not title:
@@ -199,7 +220,8 @@ def _table(groups: Sequence[list[dict[str, Any]]], title: str, wide: bool) -> Ta
     return table
 
 
-def _spread(summary: Summary, scale: float) -> str:
+def spread(summary: Summary, scale: float) -> str:
+    """Median [quartiles], scaled."""
     digits = 4 if summary.median * scale < 0.1 else 2 if summary.median * scale < 100 else 1
     low, middle, high = (f"{scale * value:.{digits}f}" for value in (summary.q1, summary.median, summary.q3))
     return f"{middle} [{low} {high}]"
@@ -208,7 +230,7 @@ def _spread(summary: Summary, scale: float) -> str:
 def _ratio(row: dict[str, Any], baseline: dict[str, Any]) -> str:
     if baseline["status"] != OK:
         return ""
-    return "1" if row is baseline else _spread(speedup(baseline["samples"], row["samples"]), 1)
+    return "1" if row is baseline else spread(speedup(baseline["samples"], row["samples"]), 1)
 
 
 def _error(parity: dict[str, Any] | None) -> str:

@@ -61,15 +61,20 @@ def timer_for(device: torch.device) -> Timer:
     return CudaTimer(device) if device.type == "cuda" else cpu_timer
 
 
-def warm_up(function: Call, timer: Timer, device: torch.device) -> int:
-    """Calls `function` until it has settled and returns how many calls make a sample that is long enough."""
+def warm_up(function: Call, timer: Timer, device: torch.device, seconds: float | None = None) -> int:
+    """Calls `function` until it has settled and returns how many calls make a sample that is long enough.
+
+    That is `seconds`, by default SAMPLE_SECONDS of the device; settling takes WARM_UP_SECONDS, or twice `seconds`.
+    """
+    settling = WARM_UP_SECONDS[device.type] if seconds is None else 2 * seconds
+    seconds = SAMPLE_SECONDS[device.type] if seconds is None else seconds
     begin = time.perf_counter()
     fastest = math.inf
     calls = 0
-    while calls < WARM_UP_CALLS or time.perf_counter() - begin < WARM_UP_SECONDS[device.type]:
+    while calls < WARM_UP_CALLS or time.perf_counter() - begin < settling:
         fastest = min(fastest, timer(function, 1))
         calls += 1
-    return min(MOST_CALLS[device.type], max(1, math.ceil(SAMPLE_SECONDS[device.type] / fastest)))
+    return min(MOST_CALLS[device.type], max(1, math.ceil(seconds / fastest)))
 
 
 def alternate(

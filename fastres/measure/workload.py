@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from ..data import photo
+from ..pixels import MEAN, STD
 
 DISTINCT = 8  # images that differ; larger batches repeat them, so that the oracle's cost stays bounded
 CALIBRATION_SIZE = 128  # small, and with pixels enough in the last stage for statistics; for every size of input
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, per channel, of images in [0, 1]
 
 
 @dataclass(frozen=True)

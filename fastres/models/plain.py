@@ -33,14 +33,17 @@ class PlainNet(ResNet):
         num_classes: outputs of the classifier.
         backend: as in `fastres.ResNet`.
         norm_layer: as in torchvision's `ResNet`.
+        **pixels: `input`, `mean` and `std`, as in `fastres.ResNet`.
 
     Shape and errors as `fastres.ResNet`.
     """
 
     layers: ClassVar[tuple[int, int, int, int]]
 
-    def __init__(self, num_classes: int = 1000, *, backend: str | None = None, norm_layer: Any = None) -> None:
-        super().__init__(PlainBlock, list(self.layers), num_classes, backend=backend, norm_layer=norm_layer)
+    def __init__(
+        self, num_classes: int = 1000, *, backend: str | None = None, norm_layer: Any = None, **pixels: Any
+    ) -> None:
+        super().__init__(PlainBlock, list(self.layers), num_classes, backend=backend, norm_layer=norm_layer, **pixels)
 
 
 class PlainNet18(PlainNet):

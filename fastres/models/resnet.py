@@ -6,7 +6,7 @@ is written in fused calls; table 1 of the paper is the list of classes at the en
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torchvision.models import resnet as tv
 
 from .. import fused
 from ..backends import registry
+from ..pixels import Pixels, pixels_of
 from . import shortcuts
 
 
@@ -21,6 +22,8 @@ class Carrier:
     """Mixed into a module that carries the name of the backend its model asks for ("" for none)."""
 
     backend_name: str = ""
+    takes_image: ClassVar[bool] = False  # whether a model's image goes to this module, and `pixels` counts
+    pixels: Pixels | None = None
     plain_class: ClassVar[type[nn.Module] | None] = None  # computes the same in PyTorch's own modules
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -31,6 +34,8 @@ class Carrier:
                 f"torch.jit.script: {type(self).__name__} has no equivalent that TorchScript can compile; use "
                 "torch.export, torch.compile or torch.jit.trace"
             )
+        if self.pixels is not None:
+            raise TypeError("torch.jit.script: TorchScript has no input='uint8'; script a model that takes numbers")
         plain = kind.__new__(kind)
         plain.__dict__.update(module.__dict__, _modules=dict(module._modules))  # torch.jit writes into _modules
         return plain
@@ -59,6 +64,9 @@ class BasicBlock(tv.BasicBlock, Carrier):
 
     def forward(self, x: Tensor) -> Tensor:
         backend = self.backend_name
+        out = fused.train_block(x, self.residual_parts(), backend=backend)
+        if out is not None:
+            return out
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
         if self.downsample is None:
             return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.relu, backend=backend)
@@ -80,6 +88,9 @@ class Bottleneck(tv.Bottleneck, Carrier):
 
     def forward(self, x: Tensor) -> Tensor:
         backend = self.backend_name
+        out = fused.train_block(x, self.residual_parts(), backend=backend)
+        if out is not None:
+            return out
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
         out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.relu, backend=backend)
         if self.downsample is None:
@@ -114,12 +125,17 @@ def blocks_of(*stages: nn.Module) -> Iterator[nn.Module]:
 
 
 class ResNet(tv.ResNet, Model):
-    """torchvision's `ResNet` with fused inference: the same constructor, plus `backend` and two choices of the paper.
+    """torchvision's `ResNet` with fused inference: the same constructor, plus what is named here.
 
     Args:
         block: `BasicBlock` or `Bottleneck` of this module, or torchvision's, which then run unfused.
         layers: number of blocks in each of the four stages.
         backend: name of the backend to run fused operators on; None lets fastres choose. Also a property.
+        input: "float", images of numbers of the weights' dtype, normalised; or "uint8", images of 8-bit pixels, which
+            are normalised as they are loaded: a byte a pixel is moved, and none by the host.
+        mean: of "uint8" images as fractions of 255, one number a channel; ImageNet's by default, as in torchvision's
+            transforms.
+        std: likewise.
         shortcut: the paper's option "A" (identities, zero-padded where dimensions grow), "B" (projections where
             dimensions grow, as torchvision's) or "C" (all projections).
         stride_in_1x1: a bottleneck's stride in its first 1x1 convolution, as in the paper, not in the 3x3.
@@ -127,7 +143,8 @@ class ResNet(tv.ResNet, Model):
             `replace_stride_with_dilation`, `norm_layer`.
 
     Shape:
-        [N, 3, H, W], any size and layout, to [N, num_classes]. Convolutions run in channels_last.
+        [N, 3, H, W], any size and layout, to [N, num_classes]. Convolutions run in channels_last. Images that are
+        stored as [N, H, W, 3] are `x.permute(0, 3, 1, 2)`, which copies nothing.
 
     Raises:
         TypeError, ValueError: for an input of another type, rank, channel count, dtype or device.
@@ -135,6 +152,7 @@ class ResNet(tv.ResNet, Model):
     """
 
     plain_class = tv.ResNet
+    takes_image = True
 
     def __init__(
         self,
@@ -142,25 +160,31 @@ class ResNet(tv.ResNet, Model):
         layers: list[int],
         *args: Any,
         backend: str | None = None,
+        input: str = "float",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         shortcut: str = "B",
         stride_in_1x1: bool = False,
         **kwargs: Any,
     ) -> None:
         registry.check_name(backend)
         shortcuts.check_option(shortcut)
+        pixels = pixels_of(input, mean, std, channels=3)
         super().__init__(block, layers, *args, **kwargs)
         blocks = [block for stage in (self.layer1, self.layer2, self.layer3, self.layer4) for block in stage]
         shortcuts.set_shortcuts(blocks, shortcut, self._norm_layer)
         if stride_in_1x1:
             shortcuts.move_stride_to_1x1(blocks)
         self.backend = backend
+        self.pixels = pixels
 
     def _make_layer(self, *args: Any, **kwargs: Any) -> Stage:
         return Stage(*super()._make_layer(*args, **kwargs))
 
     def _forward_impl(self, x: Tensor) -> Tensor:
-        fused.check_input(x, self.conv1)
-        x = fused.stem(x, self.conv1, self.bn1, self.relu, self.maxpool, backend=self.backend_name)
+        fused.check_input(x, self.conv1, self.pixels)
+        stem = self.conv1, self.bn1, self.relu, self.maxpool
+        x = fused.stem(x, *stem, pixels=self.pixels, backend=self.backend_name)
         x = fused.stage(x, blocks_of(self.layer1, self.layer2, self.layer3, self.layer4), backend=self.backend_name)
         return fused.head(x, self.avgpool, self.fc, backend=self.backend_name)
 

@@ -38,6 +38,9 @@ class BasicBlock(timm.BasicBlock, Carrier):
         if extras(self):
             return super().forward(x)
         backend = self.backend_name
+        out = fused.train_block(x, self.residual_parts(), backend=backend)
+        if out is not None:
+            return out
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
         if self.downsample is None:
             return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.act2, backend=backend)
@@ -63,6 +66,9 @@ class Bottleneck(timm.Bottleneck, Carrier):
         if extras(self):
             return super().forward(x)
         backend = self.backend_name
+        out = fused.train_block(x, self.residual_parts(), backend=backend)
+        if out is not None:
+            return out
         out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
         out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.act2, backend=backend)
         if self.downsample is None:
@@ -84,15 +90,19 @@ class ResNet(timm.ResNet, Carrier):
     """timm's ResNet: the stem fused here, the stages by `fastres.models.resnet.Stage`, the head timm's own."""
 
     plain_class = timm.ResNet
+    takes_image = True
 
     def forward_features(self, x: Tensor) -> Tensor:
         if self.grad_checkpointing:
-            return super().forward_features(x)
+            return super().forward_features(fused.normalize(x, _stem_convolutions(self.conv1)[1], self.pixels))
         deep, conv = _stem_convolutions(self.conv1)
-        fused.check_input(x, deep[0][0] if deep else conv)
+        pixels = self.pixels
+        fused.check_input(x, deep[0][0] if deep else conv, pixels)
+        if deep:
+            x, pixels = fused.normalize(x, conv, pixels), None
         for first_conv, bn, act in deep:
             x = fused.conv_bn_act(x, first_conv, bn, act=act, backend=self.backend_name)
-        x = fused.stem(x, conv, self.bn1, self.act1, self.maxpool, backend=self.backend_name)
+        x = fused.stem(x, conv, self.bn1, self.act1, self.maxpool, pixels=pixels, backend=self.backend_name)
         stages = blocks_of(self.layer1, self.layer2, self.layer3, self.layer4)
         return fused.stage(x, stages, backend=self.backend_name)
 

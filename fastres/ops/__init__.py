@@ -4,6 +4,6 @@ Importing this package registers them. Each takes raw tensors; which backend run
 decided inside, below torch.compile, torch.export and DataParallel.
 """
 
-from . import conv, head, stage
+from . import conv, head, stage, statistics, train
 
-__all__ = ["conv", "head", "stage"]
+__all__ = ["conv", "head", "stage", "statistics", "train"]

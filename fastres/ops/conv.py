@@ -1,4 +1,4 @@
-"""Operators of one convolution: `conv_bn_act`, `projection` and `stem`."""
+"""Operators of one convolution: `conv_bn_act`, `projection`, `stem` and, of 8-bit pixels, `stem_uint8`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from ..backends import ranking
 from ..backends.registry import Backend, resolve
 from ..layer import ConvBN
+from ..pixels import Pixels
 from .library import channels_last_like, define
 
 # How a ConvBN is spelled in a schema, `p` being a prefix. Its order is ConvBN's.
@@ -38,7 +40,7 @@ def _conv(x: Tensor, layer: ConvBN, residual: Tensor | None, relu: bool, model_b
     if residual is not None and (residual.shape != layer.out_size(x) or residual.dtype != x.dtype):
         expected = f"{tuple(layer.out_size(x))} of {x.dtype}"
         raise ValueError(f"residual: expected {expected}, got {tuple(residual.shape)} of {residual.dtype}")
-    backend = resolve(x, layer, model_backend)
+    backend = resolve(x, layer, model_backend, ranking.CONV if residual is None else ranking.RESIDUAL)
     return nhwc(backend.conv(nhwc(x), backend.prepare(x, layer), relu, None if residual is None else nhwc(residual)))
 
 
@@ -48,25 +50,50 @@ def _projection(x: Tensor, layer: ConvBN, block_input: Tensor, shortcut: ConvBN,
     if layer.out_size(x) != shortcut.out_size(block_input) or x.dtype != block_input.dtype:
         got = f"{layer.out_size(x)} of {x.dtype} and {shortcut.out_size(block_input)} of {block_input.dtype}"
         raise ValueError(f"x and block_input: expected both to give one output shape and dtype, got {got}")
-    return nhwc(
-        run_projection(
-            nhwc(x),
-            prepared(x, layer, model_backend),
-            nhwc(block_input),
-            prepared(block_input, shortcut, model_backend),
-        )
-    )
+    main = prepared(x, layer, model_backend, ranking.PROJECTION)
+    other = prepared(block_input, shortcut, model_backend, ranking.SHORTCUT, main[0])
+    return nhwc(run_projection(nhwc(x), main, nhwc(block_input), other))
 
 
 def _stem(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, model_backend: str) -> Tensor:
     layer.check(x)
-    backend = resolve(x, layer, model_backend, "stem")
+    backend = resolve(x, layer, model_backend, ranking.STEM)
     return nhwc(backend.stem(nhwc(x), backend.prepare(x, layer), kernel, stride, padding))
 
 
-def prepared(x: Tensor, layer: ConvBN, model_backend: str) -> Prepared:
-    """The backend that runs `layer` on `x`, and what it needs of it."""
-    backend = resolve(x, layer, model_backend)
+def _stem_uint8(
+    x: Tensor,
+    layer: ConvBN,
+    kernel: int,
+    stride: int,
+    padding: int,
+    dtype: torch.dtype,
+    mean: list[float],
+    std: list[float],
+    model_backend: str,
+) -> Tensor:
+    layer.check(x)
+    if x.dtype != torch.uint8:
+        raise ValueError(f"x: expected torch.uint8, got {x.dtype}")
+    if not len(mean) == len(std) == x.shape[1]:
+        raise ValueError(f"pixel_mean, pixel_std: expected {x.shape[1]} numbers each, got {len(mean)} and {len(std)}")
+    numbers = x.new_empty((), dtype=dtype).expand(x.shape)  # stands for the image normalised, in the two questions
+    backend, weights = prepared(numbers, layer, model_backend, ranking.STEM_UINT8)
+    pixels = Pixels(tuple(mean), tuple(std))
+    return nhwc(backend.stem_uint8(nhwc(x), weights, kernel, stride, padding, pixels, dtype))
+
+
+def _stem_uint8_reference(x: Tensor, *fields: Any) -> Tensor:
+    kernel, stride, padding, dtype, mean, std, _ = fields[_FIELDS:]
+    pixels = Pixels(tuple(mean), tuple(std))
+    return reference.stem_uint8(x, conv_bn(*fields[:_FIELDS]), kernel, stride, padding, pixels, dtype)
+
+
+def prepared(
+    x: Tensor, layer: ConvBN, model_backend: str, operator: str = ranking.CONV, beside: Backend | None = None
+) -> Prepared:
+    """The backend that runs `layer` on `x`, and what it needs of it. Arguments as `registry.resolve`."""
+    backend = resolve(x, layer, model_backend, operator, beside)
     return backend, backend.prepare(x, layer)
 
 
@@ -79,9 +106,12 @@ def run_projection(x: Tensor, layer: Prepared, block_input: Tensor, shortcut: Pr
     return backend.conv(x, weights, True, nhwc(other.conv(block_input, shortcut_weights, False)), overwrite=True)
 
 
-def _pooled(x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int) -> Tensor:
+def _pooled(
+    x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, dtype: torch.dtype | None = None
+) -> Tensor:
     n, channels, *image = layer.out_size(x)
-    return channels_last_like(x, (n, channels, *((size + 2 * padding - kernel) // stride + 1 for size in image)))
+    size = n, channels, *((side + 2 * padding - kernel) // stride + 1 for side in image)
+    return channels_last_like(x, size, dtype)
 
 
 define(
@@ -108,4 +138,13 @@ define(
     fake=lambda x, *a: _pooled(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
     reference=lambda x, *a: reference.stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
     activations=(0,),
+)
+define(
+    f"stem_uint8(Tensor x, {_CONV_BN.format(p='')}, int pool_kernel, int pool_stride, int pool_padding, "
+    "ScalarType dtype, float[] pixel_mean, float[] pixel_std, str backend) -> Tensor",
+    implementation=lambda x, *a: _stem_uint8(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
+    fake=lambda x, *a: _pooled(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-3]),
+    reference=_stem_uint8_reference,
+    activations=(),
+    dtypes=(1 + _FIELDS + 3,),
 )

@@ -21,27 +21,47 @@ def define(
     fake: Callable[..., Tensor],
     reference: Callable[..., Tensor],
     activations: Sequence[int],
+    dtypes: Sequence[int] = (),
 ) -> None:
     """Registers `fastres::<schema>`, functional and with one output.
 
     `reference` has the operator's signature and is made of differentiable PyTorch operators; the gradient is that of
     `reference`, recomputed in backward from the operator's inputs, which are all that is saved. Under autocast the
-    arguments at the positions `activations` are cast; parameters stay as they are and are folded in full precision.
+    arguments at the positions `activations` are cast, and autocast's dtype stands for those at `dtypes`; parameters
+    stay as they are and are folded in full precision.
+    """
+    register(schema, implementation, fake, (_backward_of(reference), _save_inputs), activations, dtypes)
+
+
+def register(
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    autograd: tuple[Callable[..., Any], Callable[..., None] | None],
+    activations: Sequence[int] = (),
+    dtypes: Sequence[int] = (),
+) -> None:
+    """Registers `fastres::<schema>`, functional, with `autograd`, its backward and what saves for it.
+
+    Without `activations` it is not for autocast.
     """
     name = schema.partition("(")[0]
     qualified = f"fastres::{name}"
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
-    torch.library.register_autograd(qualified, _backward_of(reference), setup_context=_save_inputs, lib=LIBRARY)
+    backward, setup = autograd
+    torch.library.register_autograd(qualified, backward, setup_context=setup, lib=LIBRARY)
+    if not activations:
+        return
     packet = getattr(torch.ops.fastres, name)
     for device in ("cpu", "cuda"):
-        LIBRARY.impl(name, _autocast_of(packet.default, device, activations), f"Autocast{device.upper()}")
+        LIBRARY.impl(name, _autocast_of(packet.default, device, activations, dtypes), f"Autocast{device.upper()}")
 
 
-def channels_last_like(x: Tensor, size: Sequence[int]) -> Tensor:
-    """An uninitialised tensor of `size`, of `x`'s dtype and device, dense in channels_last: every operator's output."""
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def channels_last_like(x: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor of `size`, on `x`'s device and, without `dtype`, of its dtype, dense in channels_last."""
+    return torch.empty(size, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -81,16 +101,19 @@ def _backward_of(reference: Callable[..., Tensor]) -> Callable[..., Any]:
     return backward
 
 
-def _autocast_of(operator: Any, device: str, activations: Sequence[int]) -> Callable[..., Tensor]:
+def _autocast_of(operator: Any, device: str, activations: Sequence[int], dtypes: Sequence[int]) -> Callable[..., Any]:
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
     castable = (torch.float32, torch.float16, torch.bfloat16)  # PyTorch's rule: float64 is left alone
 
-    def autocast(*args: Any) -> Tensor:
+    def autocast(*args: Any) -> Any:
         dtype = torch.get_autocast_dtype(device)
         values = list(args)
         for i in activations:
             if values[i] is not None and values[i].dtype in castable:
                 values[i] = values[i].to(dtype)
+        for i in dtypes:
+            if values[i] in castable:
+                values[i] = dtype
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return operator(*values)
 

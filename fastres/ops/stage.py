@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..backends import registry
+from ..backends import ranking, registry
 from ..folding import derived
 from ..layer import unflatten
 from .conv import Prepared, nhwc, prepared, run_projection
@@ -44,14 +44,15 @@ def _plan(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], b
         meta = x
         for branch, shortcut in unflatten(tensors, spec, eps):
             block_input, steps = meta, []
+            last = ranking.RESIDUAL if shortcut is None else ranking.PROJECTION
             for layer in branch:
                 layer.check(meta)
-                steps.append(prepared(meta, layer, name))
+                steps.append(prepared(meta, layer, name, last if layer is branch[-1] else ranking.CONV))
                 meta = channels_last_like(x, layer.out_size(meta))
             projected = None
             if shortcut is not None:
                 shortcut.check(block_input)
-                projected = prepared(block_input, shortcut, name)
+                projected = prepared(block_input, shortcut, name, ranking.SHORTCUT, steps[-1][0])
             identity = block_input.shape if shortcut is None else shortcut.out_size(block_input)
             if meta.shape != identity:
                 raise ValueError(f"a block's branch gives {tuple(meta.shape)}, its shortcut {tuple(identity)}")

@@ -233,6 +233,13 @@ def test_warps_share_global_memory_only_across_a_barrier() -> None:
         assert caught(mutate(body, "bar.sync 0; // empty", ""), x, threads=64, seed=seed) == "race"
 
 
+def test_warps_that_write_one_value() -> None:
+    body = ".shared .align 4 .b32 s[1]; mov.u32 %r0, s; mov.u32 %r1, 7; st.shared.b32 [%r0], %r1;"
+    for seed in SEEDS:
+        assert caught(body, torch.zeros(1), threads=64, seed=seed) == "same-value"
+        assert caught(mutate(body, "mov.u32 %r1, 7;", "shr.u32 %r1, %tid, 5;"), torch.zeros(1), seed=seed) == "race"
+
+
 def test_lanes_share_memory_only_across_a_warp_barrier() -> None:
     body = """
   .shared .align 4 .b32 s[32];

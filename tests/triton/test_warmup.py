@@ -49,7 +49,6 @@ def test_without_a_gpu_it_is_unavailable_and_says_why() -> None:
 
 def test_what_a_user_should_know() -> None:
     assert registry.notes()["triton"] == "emulated, not yet run on hardware"
-    assert "triton" not in registry.AUTO_ORDER
     fingerprint = registry._registered["triton"].fingerprint()
     assert fingerprint is not None
     assert len(fingerprint) == 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import fastres
 class Network(fastres.ResNet):
     """A ResNet of two narrow stages; batch norms as training leaves them, not as they start."""
 
-    def __init__(self, block: type[nn.Module], width: int = 16, **arguments: int) -> None:
+    def __init__(self, block: type[nn.Module], width: int = 16, **arguments: Any) -> None:
         super().__init__(block, [1, 1, 1, 1], num_classes=10, **arguments)
         self.conv1, self.bn1 = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
         self.inplanes = width
@@ -50,6 +51,15 @@ def test_network(block: type[nn.Module], arguments: dict[str, int]) -> None:
         fused = copy.deepcopy(model).to(DEVICE)
         with fastres.use_backend("triton"):
             assert_right(fused(x.to(DEVICE)), plain, oracle)
+
+
+def test_8_bit_pixels() -> None:
+    model, x = Network(fastres.BasicBlock, input="uint8"), torch.randint(0, 256, (2, 3, 33, 34), dtype=torch.uint8)
+    with torch.inference_mode():
+        with fastres.use_backend("reference"):
+            plain, oracle = model(x), to_oracle(model)(x)
+        with fastres.use_backend("triton"):
+            assert_right(copy.deepcopy(model).to(DEVICE)(x.to(DEVICE)), plain, oracle)
 
 
 def test_explain_names_it() -> None:

@@ -1,0 +1,118 @@
+"""The passes of a training step on the kernels of csrc/kernels: on a GPU, or in the PTX emulator on CPU tensors.
+
+Forward passes, BatchNorm's backward and dgrad at stride 1 (a forward convolution with flipped weights) are ours.
+wgrad and strided dgrad are the library's: cuDNN's on a GPU, PyTorch's own in float32 on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import bn_plans, plans
+from .steps import Affine, Geometry, Moments, Relu, Shortcut, Steps
+
+
+class CudaSteps(Steps):
+    """The passes, run by `backend`. Activations are bfloat16, float16 or float32 (convolved in TF32).
+
+    Every pass raises ValueError, by name, for a tensor that does not fit.
+    """
+
+    def __init__(self, backend: plans.Planned) -> None:
+        self._backend = backend
+
+    def conv(
+        self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Prologue and statistics are the kernel's: x is read once a column of tiles and y written once.
+
+        Where a group's channels are no multiple of 16 bytes, the prologue is a pass of its own, which reads x and
+        writes as much; where the depth is split, which takes an output too small to fill the GPU, so are the
+        statistics, which read y.
+        """
+        if prologue is not None and not plans.takes_prologue(x, geometry.groups):
+            x, prologue = self.apply(x, prologue), None
+        operands = [(x, plans.pack(weight, None, geometry))]
+        sms = self._backend.multiprocessors(x.device)
+        work = plans.convolution(operands, False, prologue=prologue, moments=True, sms=sms)
+        y = self._backend.run(work)
+        of_tiles = work.moments
+        return y, self._backend.run(bn_plans.statistics(y) if of_tiles is None else bn_plans.merge(of_tiles))
+
+    def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
+        return self._backend.run(bn_plans.apply(y, affine, shortcut, relu))
+
+    def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
+        return self._backend.run(bn_plans.gradient_sums(y, gradient, mean, relu))
+
+    def bn_backward(
+        self,
+        y: Tensor,
+        gradient: Tensor,
+        moments: Moments,
+        sums: Tensor,
+        relu: Relu | None = None,
+        *,
+        overwrite: bool = False,
+        keep_masked: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        masked = torch.empty_like(y) if keep_masked else None
+        work = bn_plans.backward(y, gradient, moments, sums, relu, overwrite=overwrite, masked=masked)
+        return self._backend.run(work), masked
+
+    def dgrad(
+        self, gradient: Tensor, weight: Tensor, size: torch.Size, geometry: Geometry, residual: Tensor | None = None
+    ) -> Tensor:
+        """At stride 1 a forward convolution of `gradient`, `residual` added in its epilogue; else the library's.
+
+        So is it where an image is padded by more than its filters reach: the forward's padding would be negative.
+        """
+        convolution = transposed(weight, geometry)
+        if convolution is None:
+            x = torch.empty(size, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+            result = _library(gradient, x, weight, geometry, "input").contiguous(memory_format=torch.channels_last)
+            return result if residual is None else result.add_(residual)
+        turned, forward = convolution
+        prepared = plans.pack(turned, None, forward)
+        kernel = self._backend.convolution_kernel(gradient, prepared.filter)
+        sms = self._backend.multiprocessors(gradient.device)
+        return self._backend.run(plans.convolution([(gradient, prepared)], False, residual, sms=sms, kernel=kernel))
+
+    def wgrad(
+        self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
+    ) -> Tensor:
+        """The library's; a prologue is a pass of its own, which reads x and writes as much.
+
+        On a GPU the library rounds its float32 sums to the activations' dtype, as PyTorch's autograd does.
+        """
+        if prologue is not None:
+            x = self.apply(x, prologue)
+        return _library(gradient, x, x.new_empty(size), geometry, "weight")
+
+
+def transposed(weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry] | None:
+    """The convolution that is dgrad: weights [C, K/groups, R, S], turned by half a turn, and geometry; or None.
+
+    None where it is no forward convolution: at strides, and where an image is padded by more than its filters reach.
+    """
+    reach = [dilation * (size - 1) for dilation, size in zip(geometry.dilation, weight.shape[2:], strict=True)]
+    padding = reach[0] - geometry.padding[0], reach[1] - geometry.padding[1]
+    if geometry.stride != (1, 1) or min(padding) < 0:
+        return None
+    turned = weight.flip(2, 3) if max(weight.shape[2:]) > 1 else weight
+    turned = turned.unflatten(0, (geometry.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return turned, Geometry((1, 1), padding, geometry.dilation, geometry.groups)
+
+
+def _library(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, of: str) -> Tensor:
+    """The gradient of a convolution's "input" or "weight", of whose tensor only size and dtype count, by PyTorch."""
+    stride, padding, dilation, groups = geometry
+    tensors = gradient, x, weight
+    if gradient.device.type == "cpu":
+        tensors = gradient.float(), x.float(), weight.float()
+    wanted = [of == "input", of == "weight", False]
+    gradients = torch.ops.aten.convolution_backward(
+        *tensors, None, stride, padding, dilation, False, (0, 0), groups, wanted
+    )
+    return gradients[wanted.index(True)].to(gradient.dtype if of == "input" else torch.float32)

@@ -1,0 +1,106 @@
+"""What the commands that measure share: checks before minutes are spent, progress, and a clean end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import CommandError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from ..measure.compare import Progress
+
+
+def check_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    """PyTorch has the last word on what a device can do."""
+    import torch
+
+    try:
+        torch.nn.functional.conv2d(
+            torch.zeros(1, 16, 8, 8, dtype=dtype, device=device), torch.zeros(16, 16, 3, 3, dtype=dtype, device=device)
+        )
+    except RuntimeError as error:
+        name = str(dtype).removeprefix("torch.")
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"argument --dtype: PyTorch cannot run {name} convolutions on {device}: {reason}") from error
+
+
+def check_writable(path: Path, argument: str) -> None:
+    """Before minutes are spent, not after."""
+    folder = path.resolve().parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"argument {argument}: cannot write {str(path)!r}: expected a file in a writable folder")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tells in one line that `path` could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CommandError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The record in `path`, an argument's."""
+    from ..measure import results
+
+    try:
+        return results.load(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"argument --show: {error}") from error
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    from ..measure import results
+
+    with writing(path):
+        results.save(result, path)
+
+
+def console(width: int = 160) -> Console:
+    """Standard output: as wide as the terminal, elsewhere `width` columns."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False, markup=False)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM, such as `timeout`'s, unwind like Ctrl-C: contenders' processes and files go with it."""
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[tuple[Callable[[str], None], Progress]]:
+    """A function that names the workload, and what to tell progress to: a bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    from ..measure.compare import Progress
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.fields[title]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, title="")
+        yield (
+            lambda title: bar.update(task, title=title),
+            Progress(lambda step: bar.update(task, description=step), lambda: bar.advance(task)),
+        )

@@ -1,0 +1,192 @@
+"""A block's training step over the passes of a backend: forward, and backward from what forward kept.
+
+Kept, beside the block's input, are each layer's raw convolution output and its vectors [4, K]: mean, invstd, scale and
+shift, as BatchNorm applied them. Normalised activations and ReLU masks are made again from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..backends.steps import Affine, Geometry, Moments, Relu, Shortcut, Steps
+from ..layer import ConvBN, Norm, TrainBlock
+from .statistics import merged, summed
+
+
+class Kept(NamedTuple):
+    """Of one layer: y [N, K, P, Q], the vectors, and where statistics are of batches, those, [K, 3], of all batches."""
+
+    y: Tensor
+    vectors: Tensor
+    statistics: Tensor | None
+
+    @property
+    def affine(self) -> Affine:
+        return Affine(self.vectors[2], self.vectors[3])
+
+
+def geometry(layer: ConvBN) -> Geometry:
+    return Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def forward(steps: Steps, block: TrainBlock, x: Tensor, other: Tensor | None, group: str) -> tuple[Tensor, list[Kept]]:
+    """The block's output, and what is kept of each layer, the shortcut's last. Tensors are dense in channels_last.
+
+    Raises ValueError where a statistic would be of one value, as PyTorch does.
+    """
+    source = x if other is None else other
+    kept: list[Kept] = []
+    for layer, norm in zip(block.branch, block.norms, strict=False):
+        kept.append(_layer(steps, layer, norm, kept[-1].y if kept else x, kept[-1].affine if kept else None, group))
+    last = kept[-1]
+    shortcut = Shortcut(source) if block.identity else None
+    if block.shortcut is not None:
+        kept.append(_layer(steps, block.shortcut, block.norms[-1], source, None, group))
+        shortcut = Shortcut(kept[-1].y, kept[-1].affine)
+    out = steps.apply(last.y, last.affine, shortcut, block.relu)
+    return F.max_pool2d(out, *block.pool) if block.pool[0] else out, kept
+
+
+def _layer(steps: Steps, layer: ConvBN, norm: Norm, x: Tensor, prologue: Affine | None, group: str) -> Kept:
+    weight = nhwc(layer.weight.detach().to(x.dtype))
+    if norm is Norm.RUNNING:
+        y = steps.conv_alone(x, weight, geometry(layer), prologue)
+        wide = torch.promote_types(y.dtype, torch.float32)
+        mean, invstd = layer.mean.to(wide), (layer.var.to(wide) + layer.eps).rsqrt()
+        scale = invstd if layer.gamma is None else layer.gamma.to(wide) * invstd
+        shift = -mean * scale if layer.beta is None else torch.addcmul(layer.beta.to(wide), mean, scale, value=-1)
+        return Kept(y, torch.stack([mean, invstd, scale, shift]).detach(), None)
+    values = _values(x, layer)
+    if values == 1 and norm is Norm.BATCH:
+        size = torch.Size(layer.out_size(x))
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
+    y, statistics = steps.conv(x, weight, geometry(layer), prologue)
+    local = statistics
+    if norm is Norm.SYNCHRONISED:
+        statistics = merged(statistics, group)
+        # As if this process had all the deviations: m2 / values is the variance, and the host need not know the count.
+        local = torch.stack([*statistics.unbind(1)[:2], statistics[:, 2] * (values / statistics[:, 0])], 1)
+    moments, affine = steps.finalize(local, values, layer.gamma, layer.beta, layer.eps)
+    return Kept(y, torch.stack([moments.mean, moments.invstd, *affine]).detach(), statistics)
+
+
+def _values(x: Tensor, layer: ConvBN) -> int:
+    n, _, height, width = layer.out_size(x)
+    return n * height * width
+
+
+class Gradients(NamedTuple):
+    """Of x and the second activation, and of each layer's weight, gamma and beta; None where not asked for."""
+
+    x: Tensor | None
+    other: Tensor | None
+    layers: list[tuple[Tensor | None, Tensor | None, Tensor | None]]
+
+
+def backward(
+    steps: Steps,
+    block: TrainBlock,
+    gradient: Tensor,
+    x: Tensor,
+    other: Tensor | None,
+    kept: Sequence[Kept],
+    needed: Sequence[bool],
+    group: str,
+) -> Gradients:
+    """The gradients from that of the output, where `needed`: x, other, then weight, gamma and beta of each layer.
+
+    Weights are all that `block`'s layers need to have. `gradient` is not written to.
+    """
+    x_needed, other_needed, *of_layers = needed
+    wanted = [tuple(of_layers[i : i + 3]) for i in range(0, len(of_layers), 3)]
+    found: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = [(None, None, None)] * len(kept)
+    source = x if other is None else other
+    source_needed = x_needed if other is None else other_needed
+    depth = len(block.branch)
+    # How far back a gradient is of use: to the first layer that needs one, or through it to x.
+    first = next((i for i in range(depth) if x_needed or any(wanted[i])), depth)
+
+    shortcut = Shortcut(source) if block.identity else None
+    if block.shortcut is not None:
+        shortcut = Shortcut(kept[-1].y, kept[-1].affine)
+    last = kept[depth - 1]
+    relu = Relu(last.affine, shortcut) if block.relu else None
+    owned = False
+    if block.pool[0]:
+        gradient, owned = _pool_backward(steps, block, gradient, last, shortcut), True
+
+    def through_norm(i: int, g: Tensor, relu: Relu | None, overwrite: bool, keep: bool = False) -> list[Tensor | None]:
+        y, (mean, invstd, scale, _), statistics = kept[i]
+        values = y.numel() // y.shape[1]
+        reduce = _reduction(block.norms[i], statistics, values, group)
+        dy, masked, sums = steps.norm_backward(
+            y, g, Moments(mean, invstd, scale, values), relu, reduce=reduce, overwrite=overwrite, keep_masked=keep
+        )
+        _, gamma, beta = wanted[i]
+        found[i] = (None, sums[:, 1] * invstd if gamma else None, sums[:, 0].clone() if beta else None)
+        return [dy, masked]
+
+    def weight_gradient(i: int, dy: Tensor, of: Tensor, prologue: Affine | None, layer: ConvBN) -> None:
+        if wanted[i][0]:
+            dw = steps.wgrad(dy, of, layer.weight.shape, geometry(layer), prologue)
+            found[i] = (dw, *found[i][1:])
+
+    dy, masked = through_norm(depth - 1, gradient, relu, owned, shortcut is not None)
+    dsource: Tensor | None = None
+    if block.identity:
+        dsource = masked
+    elif block.shortcut is not None and (source_needed or any(wanted[-1])):
+        assert masked is not None
+        projected, _ = through_norm(depth, masked, None, masked is not gradient)
+        assert projected is not None
+        weight_gradient(depth, projected, source, None, block.shortcut)
+        if source_needed:
+            weight = nhwc(block.shortcut.weight.to(x.dtype))
+            dsource = steps.dgrad(projected, weight, source.shape, geometry(block.shortcut))
+
+    dx: Tensor | None = None
+    for i in reversed(range(first, depth)):
+        layer = block.branch[i]
+        assert dy is not None
+        previous = kept[i - 1] if i else None
+        of, prologue = (x, None) if previous is None else (previous.y, previous.affine)
+        weight_gradient(i, dy, of, prologue, layer)
+        if i > first or x_needed:
+            residual = dsource if i == 0 and other is None else None
+            g = steps.dgrad(dy, nhwc(layer.weight.to(x.dtype)), of.shape, geometry(layer), residual)
+            if previous is None:
+                dx = g
+            else:
+                dy, _ = through_norm(i - 1, g, Relu(previous.affine), True)
+    return Gradients(dx, dsource if other is not None and other_needed else None, found)
+
+
+def _reduction(norm: Norm, statistics: Tensor | None, values: int, group: str) -> Callable[[Tensor], Tensor] | None:
+    """What a layer's sums become before they enter its gradient."""
+    if norm is Norm.RUNNING:
+        return torch.zeros_like
+    if norm is Norm.BATCH:
+        return None
+    assert statistics is not None
+    share = values / statistics[:, :1]
+    return lambda sums: summed(sums, group) * share
+
+
+def _pool_backward(steps: Steps, block: TrainBlock, gradient: Tensor, last: Kept, shortcut: Shortcut | None) -> Tensor:
+    kernel, stride, padding = ([size, size] for size in block.pool)
+    out = steps.apply(last.y, last.affine, shortcut, block.relu)
+    _, indices = F.max_pool2d_with_indices(out, kernel, stride, padding)
+    return nhwc(
+        torch.ops.aten.max_pool2d_with_indices_backward.default(
+            gradient, out, kernel, stride, padding, [1, 1], False, indices
+        )
+    )

@@ -1,0 +1,53 @@
+"""Statistics of a training step: of several processes' batches as one, and operator `track`, the running ones' update.
+
+Statistics are [C, 3]: count, mean, and m2, the sum of squared deviations from the mean.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .library import LIBRARY
+
+
+def merged(statistics: Tensor, group: str) -> Tensor:
+    """The statistics of all processes of the group, merged in the order of their ranks (Chan, Golub, LeVeque 1979)."""
+    parts = [torch.empty_like(statistics) for _ in range(dist.get_world_size(_group(group)))]
+    dist.all_gather(parts, statistics.contiguous(), _group(group))
+    count, mean, m2 = torch.stack(parts).unbind(2)
+    total = count.sum(0)
+    common = (count * mean).sum(0) / total
+    return torch.stack([total, common, (m2 + count * (mean - common).square()).sum(0)], 1)
+
+
+def summed(sums: Tensor, group: str) -> Tensor:
+    """The sum over all processes of the group."""
+    total = sums.clone()
+    dist.all_reduce(total, group=_group(group))
+    return total
+
+
+def _group(name: str) -> dist.ProcessGroup:
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
+
+
+def _track(
+    means: list[Tensor], variances: list[Tensor], steps: list[Tensor], statistics: list[Tensor], momenta: list[float]
+) -> None:
+    for mean, var, count, batch, momentum in zip(means, variances, steps, statistics, momenta, strict=True):
+        count.add_(1)
+        weight = 1 / float(count) if momentum < 0 else momentum
+        values, batch_mean, m2 = batch.unbind(1)
+        mean.copy_(torch.lerp(mean.to(batch), batch_mean, weight))
+        var.copy_(torch.lerp(var.to(batch), m2 / (values - 1), weight))
+
+
+# A negative momentum stands for None: a mean over all batches with equal weights.
+LIBRARY.define(
+    "track(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] steps, Tensor[] statistics, float[] momenta) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.impl("track", _track, "CompositeExplicitAutograd")
+torch.library.register_fake("fastres::track", lambda *args: None, lib=LIBRARY)

@@ -1,0 +1,129 @@
+"""The passes of a training step on the CUDA kernels, against autograd in float64 (tests/passes.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from passes import Layer, Norm, check_finalize
+
+from fastres.backends import plans
+from fastres.backends.cuda_steps import CudaSteps, transposed
+from fastres.backends.emulator import Emulator
+from fastres.backends.steps import Affine, Geometry
+
+HALVES = (torch.bfloat16, torch.float16)
+every_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
+
+LAYERS = {
+    "1x1": Layer(kernel=(1, 1), padding=(0, 0)),
+    "first": Layer(c=3, kernel=(7, 7), stride=(2, 2), padding=(3, 3), prologue=False),
+    "3x3": Layer(c=40, image=(9, 7), k=72),
+    "strided 3x3": Layer(c=40, image=(9, 7), k=72, stride=(2, 2)),
+    "strided 1x1": Layer(kernel=(1, 1), stride=(2, 2), padding=(0, 0), prologue=False),
+    "dilated": Layer(dilation=(2, 2), padding=(2, 2)),
+    "no padding": Layer(padding=(0, 0)),
+    "oblong": Layer(kernel=(3, 1), padding=(2, 0), dilation=(2, 1), stride=(1, 1)),
+    "grouped": Layer(c=32, k=32, groups=4),
+    "narrow groups": Layer(c=32, k=64, groups=8, stride=(2, 2)),
+    "odd channels": Layer(c=7, k=13),
+    "padded beyond its reach": Layer(kernel=(1, 1), padding=(1, 1)),
+    "split depth": Layer(n=1, c=1024, image=(3, 3), kernel=(1, 1), padding=(0, 0)),
+}
+every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+
+
+@pytest.fixture
+def steps() -> CudaSteps:
+    return CudaSteps(Emulator())
+
+
+@every_half
+@every_layer
+def test_conv(steps: CudaSteps, layer: Layer, dtype: torch.dtype) -> None:
+    layer.check_conv(steps, dtype)
+
+
+@every_half
+@every_layer
+@pytest.mark.parametrize("residual", [False, True])
+def test_dgrad(steps: CudaSteps, layer: Layer, dtype: torch.dtype, residual: bool) -> None:
+    layer.check_dgrad(steps, dtype, residual)
+
+
+@every_layer
+def test_wgrad(steps: CudaSteps, layer: Layer) -> None:
+    layer.check_wgrad(steps, torch.bfloat16)
+
+
+@every_half
+@pytest.mark.parametrize(
+    "norm",
+    [
+        Norm(),
+        Norm(relu=False),
+        Norm(shortcut=True),
+        Norm(shortcut=True, projected=True, c=20),
+        Norm(n=3, c=9, image=(1, 1)),
+    ],
+    ids=str,
+)
+def test_norm(steps: CudaSteps, norm: Norm, dtype: torch.dtype) -> None:
+    norm.check(steps, dtype)
+
+
+@pytest.mark.parametrize("running", [None, torch.float32, torch.bfloat16])
+def test_finalize(steps: CudaSteps, running: torch.dtype | None) -> None:
+    check_finalize(steps, 40, running, affine_=running is not None)
+
+
+def test_who_computes_what(steps: CudaSteps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours are dgrad at stride 1 and every forward pass, each in as few launches as its docstring says."""
+    launched: list[str] = []
+
+    def run(work: plans.Work) -> torch.Tensor:
+        launched.extend(plan.symbol for plan in work.plans)
+        return work.result
+
+    monkeypatch.setattr(steps._backend, "run", run)
+    dtype = torch.bfloat16
+
+    def conv(name: str) -> list[str]:
+        layer = LAYERS[name]
+        launched.clear()
+        (x, prologue), weight = layer.input(dtype), layer.weight(dtype)
+        steps.conv(x, weight, layer.geometry, prologue)
+        return launched
+
+    def dgrad(name: str) -> list[str]:
+        layer = LAYERS[name]
+        launched.clear()
+        size = torch.Size((layer.n, layer.c, *layer.image))
+        steps.dgrad(layer.gradient(dtype), layer.weight(dtype), size, layer.geometry)
+        return launched
+
+    assert conv("1x1") == ["conv_sm80_bf16_128x32_copy16", "bn_merge_statistics"]
+    assert conv("odd channels")[0] == "bn_apply_bf16"
+    assert conv("split depth")[1:] == ["conv_sm80_bf16_reduce", "bn_statistics_bf16", "bn_merge_statistics"]
+    assert dgrad("1x1") == ["conv_sm80_bf16_128x32_copy16"]
+    assert dgrad("3x3") == ["conv_sm80_bf16_64x64_copy16", "conv_sm80_bf16_reduce"]
+    assert dgrad("strided 3x3") == []
+    assert dgrad("padded beyond its reach") == []
+
+
+def test_dgrad_is_a_convolution_at_stride_1_alone() -> None:
+    weight = torch.randn(8, 6, 3, 2)
+    turned, geometry = transposed(weight, Geometry((1, 1), (0, 1), (2, 1), 2)) or (None, None)
+    assert geometry == Geometry((1, 1), (4, 0), (2, 1), 2)
+    assert turned is not None
+    assert turned.shape == (12, 4, 3, 2)
+    assert torch.equal(turned[7, 1], weight[5, 1].flip(0, 1))
+    assert transposed(weight, Geometry((2, 1), (0, 0), (1, 1), 2)) is None
+    assert transposed(weight, Geometry((1, 1), (0, 2), (1, 1), 2)) is None
+
+
+def test_a_tensor_that_does_not_fit_is_refused_by_name(steps: CudaSteps) -> None:
+    x = torch.ones(2, 8, 4, 4)
+    with pytest.raises(ValueError, match=r"^operands\[0\]\.x: expected a tensor dense in"):
+        steps.conv(x, torch.ones(8, 8, 1, 1), Geometry())
+    with pytest.raises(ValueError, match=r"^affine\.scale: expected float32 \[8\]"):
+        steps.apply(x.contiguous(memory_format=torch.channels_last), Affine(torch.ones(7), torch.ones(8)))
