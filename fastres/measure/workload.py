@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from ..data import photo
-from . import training
 from ..pixels import MEAN, STD
+from . import training
 
 DISTINCT = 8  # images that differ; larger batches repeat them, so that the oracle's cost stays bounded
 CALIBRATION_SIZE = 128  # small, and with pixels enough in the last stage for statistics; for every size of input
