@@ -6,11 +6,15 @@
 #   sanitizer  compute-sanitizer's four tools over a short list of the same cases, on fastres's own backends
 #   ceilings   memory bandwidth and matrix products
 #   layers     ResNet-50's convolutions and blocks in bfloat16, batch 1, 32, 256
-#   models     ResNet-50 against torchvision, torch.compile and cuDNN, likewise
+#   models     ResNet-50 against torchvision, torch.compile, TensorRT and cuDNN, likewise
 #   models-fp16, autotune   the same in float16, and against torch.compile's max-autotune
+#   latency    ResNet-50, batch 1: eager, and as CUDA graphs
+#   tuning     the Triton kernels' tiles for ResNet-50; they go into the user's table, and beside the record
+#   profile    ResNet-50 step by step, each fusion on and off: a record and a page
 #
 # A stage stands alone, ends within ten minutes, and leaves a record in benchmarks/results/<gpu>/<date>-<stage>.json,
-# which is written as it goes and shown at the end. The exit status is 0 only if all went well.
+# which is written as it goes and shown at the end; selftest, sanitizer and tuning leave what they print, as .txt. The
+# exit status is 0 only if all went well.
 # FASTRES_BENCH_DEVICE=cpu is a dry run on the CPU, with its records in a temporary folder. Others: settings.py; PYTHON;
 # FASTRES_BENCH_RESULTS, the folder for records.
 set -uo pipefail
@@ -19,10 +23,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export FASTRES_BENCH_DEVICE="${FASTRES_BENCH_DEVICE:-cuda}"
 python="${PYTHON:-python3}"
 dtype="${FASTRES_BENCH_DTYPES:-$([[ $FASTRES_BENCH_DEVICE == cpu ]] && echo float32 || echo bfloat16)}"
-all=(tests selftest sanitizer ceilings layers models models-fp16 autotune)
+all=(tests selftest sanitizer ceilings layers models models-fp16 autotune latency tuning profile)
 
 usage() {
-  sed -n '2,16s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -51,6 +55,13 @@ tests() {
   limited "$python" -m pytest -m gpu tests "$@"
 }
 
+fastres() { limited "$python" -m fastres "$@"; }
+
+selftest() { # on a CPU without the emulator, which takes hours over it
+  [[ "$FASTRES_BENCH_DEVICE" != cpu ]] || set -- --backend onednn reference "$@"
+  fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@"
+}
+
 sanitizer() {
   local tool status=0 backends=(cuda triton)
   [[ $FASTRES_BENCH_DEVICE == cpu ]] && backends=(reference)
@@ -70,14 +81,31 @@ sanitizer() {
   return $status
 }
 
+tuning() {
+  fastres tune resnet50 --dtype "$dtype" "$@" || return
+  cp "$("$python" -c 'from fastres import tuning; print(tuning.user_table())')" "$results/tuning.table"
+}
+
+profile() { # profile RECORD: of the first model and batch
+  local record="$1" models="${FASTRES_BENCH_MODELS:-resnet50}" batches="${FASTRES_BENCH_BATCHES:-32}"
+  shift
+  fastres profile "${models%%,*}" --batch "${batches%%,*}" --device "$FASTRES_BENCH_DEVICE" --dtype "$dtype" \
+    --rounds "${FASTRES_BENCH_ROUNDS:-15}" --seconds 400 --json "$record" --html "${record%.json}.html" "$@"
+}
+
+show() { # show RECORD, of any kind
+  case "$1" in
+    *-profile.json) ;; # has shown itself
+    *) "$python" -m fastres bench --show "$1" ;;
+  esac
+}
+
 stage() { # stage NAME [pytest arguments]
   local name="$1" record status
   shift
   record="$results/$(date -u +%Y-%m-%dT%H%M%S)-$name.json"
   case "$name" in
     tests) tests "$@" ;;
-    selftest) limited "$python" -m fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@" ;;
-    sanitizer) sanitizer "$@" ;;
     ceilings) limited "$python" benchmarks/ceilings.py "$record" ;;
     layers) FASTRES_BENCH_DTYPES="$dtype" suite "$record" benchmarks/bench_conv.py benchmarks/bench_blocks.py "$@" ;;
     models) FASTRES_BENCH_DTYPES="$dtype" suite "$record" benchmarks/bench_models.py "$@" ;;
@@ -86,14 +114,25 @@ stage() { # stage NAME [pytest arguments]
       export FASTRES_BENCH_AGAINST="${FASTRES_BENCH_AGAINST:-eager-channels-last,compile-max-autotune,fastres-graph}"
       FASTRES_BENCH_DTYPES=bfloat16 suite "$record" benchmarks/bench_models.py "$@"
       ;;
+    latency)
+      export FASTRES_BENCH_AGAINST="${FASTRES_BENCH_AGAINST:-eager,eager-channels-last,eager-graph,fastres-graph}"
+      FASTRES_BENCH_DTYPES="$dtype" FASTRES_BENCH_BATCHES=1 suite "$record" benchmarks/bench_models.py "$@"
+      ;;
+    profile) profile "$record" "$@" ;;
+    selftest | sanitizer | tuning)
+      "$name" "$@" 2>&1 | tee "${record%.json}.txt"
+      status=${PIPESTATUS[0]}
+      [[ $status == 0 ]] || echo "stage $name failed with status $status" >&2
+      return "$status"
+      ;;
     *) usage ;;
   esac
   status=$?
   [[ $status == 0 ]] || echo "stage $name failed with status $status" >&2
   if [[ -f "$record" ]]; then
-    "$python" -m fastres bench --show "$record" || status=1
+    show "$record" || status=1
     echo "record: $record"
-  elif [[ "$name" != tests && "$name" != selftest && "$name" != sanitizer ]]; then
+  elif [[ "$name" != tests ]]; then
     echo "stage $name left no record" >&2
     status=1
   fi
