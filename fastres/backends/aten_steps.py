@@ -19,6 +19,7 @@ from .reference_steps import ReferenceSteps, conv_backward, like
 from .steps import Affine, Geometry, Moments, Relu, Shortcut
 
 _FULL = (torch.float32, torch.float64)  # narrower ones are rounded where the reference rounds them
+_SMALL = 8 << 20  # bytes that are soon in use again after they were let go
 
 
 class AtenSteps(ReferenceSteps):
@@ -65,11 +66,13 @@ class AtenSteps(ReferenceSteps):
                 argument = _argument(_workspace.like(y, "masked"), y, *relu)
             masked = gradient if overwrite else argument
             torch.ops.aten.threshold_backward.grad_input(gradient, argument, 0, grad_input=masked)
-        # For the sums alone: its gradient would be a new tensor.
-        _, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward.default(
-            masked, y, None, None, None, mean, invstd, True, 0.0, [False, True, True]
+        whole = reduce is None and y.nbytes <= _SMALL
+        dy, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward.default(
+            masked, y, scale / invstd, None, None, mean, invstd, True, 0.0, [whole, True, True]
         )
         sums = torch.stack([dbeta, dgamma / invstd], 1)
+        if whole:
+            return dy, masked if keep_masked else None, sums
         total = sums if reduce is None else reduce(sums)
         # scale * g + slope * y + offset
         slope = total[:, 1] * scale * invstd.square() / -values
@@ -118,7 +121,7 @@ class _Workspace(threading.local):
         self.buffers: dict[str, Tensor] = {}
 
     def like(self, x: Tensor, purpose: str) -> Tensor:
-        """An uninitialised tensor like x, dense in channels_last. It is the caller's until the next call for this purpose."""
+        """An uninitialised tensor like x, dense in channels_last: the caller's until the next call for this purpose."""
         buffer = self.buffers.get(purpose)
         if buffer is None or buffer.dtype != x.dtype or buffer.numel() < x.numel():
             if not self.buffers and not self._ends_with_backward():
@@ -132,7 +135,7 @@ class _Workspace(threading.local):
     def _ends_with_backward(self) -> bool:
         """Whether a backward is running, and will clear the workspace when it ends."""
         try:
-            Variable._execution_engine.queue_callback(self.buffers.clear)  # type: ignore[attr-defined]
+            Variable._execution_engine.queue_callback(self.buffers.clear)
         except RuntimeError:
             return False
         return True
