@@ -119,7 +119,7 @@ class Layer:
         def plain(a: Tensor, gradient: Tensor) -> Tensor:
             return torch.nn.grad.conv2d_weight(a, size, gradient, *self.geometry)
 
-        oracle = plain(activated(*to_oracle((x, prologue))), gradient.double())
+        oracle = plain(activated(*to_oracle((x, prologue))), to_oracle(gradient))
         assert_right(dw, plain(activated(x, prologue).float(), gradient.float()), oracle, f"dw of {self}")
 
 

@@ -84,7 +84,7 @@ def test_every_bit_is_the_same_on_every_run(on: tuple[int, torch.dtype]) -> None
     layer, norm = Layer(c=32, k=40), Norm(c=40)
     (x, prologue), weight, gradient = layer.input(dtype), layer.weight(dtype), layer.gradient(dtype)
     y, gamma, beta, _, other = norm.inputs(dtype)
-    relu = Relu(affine(40), Shortcut(nhwc(torch.randn_like(y))))
+    relu = Relu(affine(40), Shortcut(nhwc(torch.randn_like(y)), affine(40)))
 
     def step() -> list[Tensor]:
         moments, known = STEPS.finalize(torch.rand(40, 3), 60, gamma, beta, 1e-5)
@@ -95,6 +95,7 @@ def test_every_bit_is_the_same_on_every_run(on: tuple[int, torch.dtype]) -> None
             STEPS.dgrad(gradient, weight, x.shape, layer.geometry),
             STEPS.wgrad(gradient, x, weight.shape, layer.geometry, prologue),
             STEPS.apply(y, known),
+            STEPS.apply(y, *relu),
             sums,
             *STEPS.bn_backward(y, other, moments, sums, relu, keep_masked=True),
         ]
@@ -106,5 +107,6 @@ def test_every_bit_is_the_same_on_every_run(on: tuple[int, torch.dtype]) -> None
             runs.append(step())
         assert all(report.findings == () for report in reports)
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
-    y, _, alone, *_ = runs[0]
-    assert torch.equal(y, alone)
+    convolved, _, alone, *_, out, _, _, masked = runs[0]
+    assert torch.equal(convolved, alone)
+    assert torch.equal(masked, other.masked_fill(out == 0, 0))  # backward finds the ReLU as forward left it

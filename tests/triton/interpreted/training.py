@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from passes import Layer, Norm, check_finalize, tiles
@@ -11,9 +13,15 @@ from fastres.backends.triton_steps import TritonSteps
 from fastres.kernels.statistics import merge
 from fastres.tuning import Tile
 
-pytestmark = pytest.mark.skipif(DEVICE == "cuda", reason="passes are checked on tensors of the CPU")
 STEPS = TritonSteps()
 SMALL = Tile(32, 16, 32, 4, 2, 2)  # of 2 splits
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device() -> Iterator[None]:
+    with torch.device(DEVICE):
+        yield
+
 
 LAYERS = {
     "3x3": Layer(image=(5, 4)),
