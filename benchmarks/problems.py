@@ -30,6 +30,8 @@ class Problem:
     expected64: Tensor
     baseline: Tensor
     costs: list[Cost]
+    train: bool = False  # the forward is forward and backward
+    batch: int | None = None  # where it is not the length of `expected64`
 
 
 def contenders(device: torch.device) -> list[str]:

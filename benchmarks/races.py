@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -34,12 +35,17 @@ def problem_race(make: Callable[..., Problem], *arguments: Any, name: str, dtype
     """A race in this process on `make(*arguments, dtype, DEVICE)`."""
     use_best_settings()
     problem = make(*arguments, dtype, DEVICE)
-    shape = {"batch": len(problem.expected64), "size": 224, "dtype": results.dtype_name(dtype), "device": str(DEVICE)}
+    shape = {
+        "batch": problem.batch or len(problem.expected64),
+        "size": 224,
+        "dtype": results.dtype_name(dtype),
+        "device": str(DEVICE),
+    }
     costs = results.cost_fields(problem.costs, ceilings(dtype))
     timer = timing.timer_for(DEVICE)
     rows: Rows = {}
     samplers = {}
-    with torch.inference_mode():
+    with nullcontext() if problem.train else torch.inference_mode():
         for contender, build in problem.builds.items():
             row = rows[contender] = {"name": name, **shape, "contender": contender, "status": OK, "reason": ""}
             row |= {"parity": None, "calls_per_sample": 0, "samples": [], "memory": {}, **costs}

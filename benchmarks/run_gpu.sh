@@ -8,6 +8,7 @@
 #   layers     ResNet-50's convolutions and blocks in bfloat16, batch 1, 32, 256
 #   models     ResNet-50 against torchvision, torch.compile, TensorRT and cuDNN, likewise
 #   models-fp16, autotune   the same in float16, and against torch.compile's max-autotune
+#   training   layers, blocks and ResNet-50's steps against torchvision and torch.compile under autocast, batch 32, 256
 #   latency    ResNet-50, batch 1: eager, and as CUDA graphs
 #   tuning     the Triton kernels' tiles for ResNet-50; they go into the user's table, and beside the record
 #   profile    ResNet-50 step by step, each fusion on and off: a record and a page
@@ -23,10 +24,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export FASTRES_BENCH_DEVICE="${FASTRES_BENCH_DEVICE:-cuda}"
 python="${PYTHON:-python3}"
 dtype="${FASTRES_BENCH_DTYPES:-$([[ $FASTRES_BENCH_DEVICE == cpu ]] && echo float32 || echo bfloat16)}"
-all=(tests selftest sanitizer ceilings layers models models-fp16 autotune latency tuning profile)
+all=(tests selftest sanitizer ceilings layers models models-fp16 autotune training latency tuning profile)
 
 usage() {
-  sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,20s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -113,6 +114,10 @@ stage() { # stage NAME [pytest arguments]
     autotune)
       export FASTRES_BENCH_AGAINST="${FASTRES_BENCH_AGAINST:-eager-channels-last,compile-max-autotune,fastres-graph}"
       FASTRES_BENCH_DTYPES=bfloat16 suite "$record" benchmarks/bench_models.py "$@"
+      ;;
+    training)
+      export FASTRES_BENCH_BATCHES="${FASTRES_BENCH_BATCHES:-32,256}"
+      FASTRES_BENCH_DTYPES="$dtype" suite "$record" benchmarks/bench_train.py "$@"
       ;;
     latency)
       export FASTRES_BENCH_AGAINST="${FASTRES_BENCH_AGAINST:-eager,eager-channels-last,eager-graph,fastres-graph}"

@@ -30,6 +30,7 @@ namespace {
 // shared memory there is. Two products of 64 x 128, or one of 64 x 256, are as many accumulators as a thread can hold.
 #define FASTRES_CONV90_OF(X, type, Element) \
   X(type, Element, 64, false, 1, 6, 8)      \
+  X(type, Element, 64, false, 2, 6, 8)      \
   X(type, Element, 128, false, 1, 5, 8)     \
   X(type, Element, 128, false, 2, 5, 8)     \
   X(type, Element, 256, true, 1, 4, 4)      \

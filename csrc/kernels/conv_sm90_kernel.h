@@ -40,7 +40,10 @@ __device__ __forceinline__ void conv_sm90(const ConvSm90Params& params) {
     ptx::acquire_registers<kConsumerRegisters>();
     Consumer<C>(params, shared, group - 1).run();
   }
-  if constexpr (C::kCluster > 1) ptx::cluster_sync();  // none ends while another still writes to it
+  if constexpr (C::kCluster > 1) {  // none ends while another still writes to it
+    __syncwarp();
+    ptx::cluster_sync();
+  }
 }
 
 }  // namespace

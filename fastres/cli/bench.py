@@ -39,6 +39,7 @@ examples:
   fastres bench                                           ResNet-50 beside torchvision, in two minutes
   fastres bench --against all --seconds 0 --json r50.json every contender, full length, with all samples in r50.json
   fastres bench --models resnet18 resnet152 --batch 1 32 --dtype bfloat16
+  fastres bench --train --batch 8 --against eager-channels-last compile
   fastres bench --show r50.json                           the tables of an earlier run
 """
 
@@ -52,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=arguments.integer(32, 4096), default=224, metavar="PIXELS", help="image size (default: 224)")
     arguments.add_placement(parser)
     add("--against", nargs="+", default=AGAINST, metavar="NAME", help="contenders, the baseline first, or 'all'")
+    add(
+        "--train",
+        action="store_true",
+        help="a training step (forward, loss, backward; no optimizer; autocast for a narrower dtype), not a forward",
+    )
     add("--rounds", type=arguments.integer(1, 10000), default=15, metavar="N", help="samples of each (default: 15)")
     add("--threads", type=arguments.integer(1, 4096), metavar="N", help="CPU threads (default: PyTorch's choice)")
     add(
@@ -88,7 +94,11 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     measuring.check_dtype(args.dtype, device)
     if args.json:
         measuring.check_writable(args.json, "--json")
-    workloads = [Workload(model, batch, args.size, args.dtype, device) for model in args.models for batch in args.batch]
+    workloads = [
+        Workload(model, batch, args.size, args.dtype, device, train=args.train)
+        for model in args.models
+        for batch in args.batch
+    ]
     names = _contenders(args, workloads[0])
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -41,6 +41,7 @@ class Contender:
     devices: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     sees_tensors: bool = True  # whether its memory comes from PyTorch's allocators
+    trains: bool = False
 
     def unavailable(self, workload: Workload) -> str | None:
         missing = [name for name in self.needs if find_spec(name) is None]
@@ -48,6 +49,8 @@ class Contender:
             return f"not installed: {', '.join(missing)}"
         if workload.device.type not in self.devices:
             return f"runs on {' and '.join(self.devices)} only"
+        if workload.train and not self.trains:
+            return "does not train"
         if workload.dtype not in self.dtypes:
             return f"set up for {' and '.join(str(d).removeprefix('torch.') for d in self.dtypes)} only"
         return None
@@ -154,10 +157,10 @@ def _tensorrt(model: nn.Module, x: Tensor) -> Forward:
 
 _CPU_RUNTIME: dict[str, Any] = {"devices": ("cpu",), "dtypes": (torch.float32,), "sees_tensors": False}
 _ALL = (
-    Contender(FASTRES, _fastres(None)),
-    Contender("eager", _eager),
-    Contender("eager-channels-last", _eager_channels_last),
-    Contender("compile", _compile()),
+    Contender(FASTRES, _fastres(None), trains=True),
+    Contender("eager", _eager, trains=True),
+    Contender("eager-channels-last", _eager_channels_last, trains=True),
+    Contender("compile", _compile(), trains=True),
     Contender("compile-freezing", _compile(freezing=True)),
     Contender("compile-max-autotune", _compile(mode="max-autotune")),
     Contender("fastres-graph", _fastres_graph, devices=("cuda",)),
@@ -177,10 +180,10 @@ def get(name: str) -> Contender:
     prefix, colon, rest = name.partition(":")
     if colon and prefix == FASTRES:
         registry.check_name(rest)
-        return Contender(name, _fastres(rest))
+        return Contender(name, _fastres(rest), trains=True)
     if colon:
         try:
-            return Contender(name, getattr(importlib.import_module(prefix), rest))
+            return Contender(name, getattr(importlib.import_module(prefix), rest), trains=True)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"contender {name!r} cannot be imported: {error}") from error
     raise ValueError(

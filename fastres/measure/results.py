@@ -50,7 +50,8 @@ def record(
 def model_row(row: Row, ceilings: Ceilings) -> dict[str, Any]:
     """A `Row` of `compare` as a row of the record."""
     w = row.workload
-    costs = [layer.cost(w.dtype) for layer in layers(w.model, w.batch, w.size)]
+    # A layer's backward has the operations and the traffic of two forwards: gradients of its input and of its weight.
+    costs = [layer.cost(w.dtype) for layer in layers(w.model, w.batch, w.size)] * (3 if w.train else 1)
     place = {"batch": w.batch, "size": w.size, "dtype": dtype_name(w.dtype), "device": str(w.device)}
     outcome = {
         "contender": row.contender,
@@ -61,7 +62,12 @@ def model_row(row: Row, ceilings: Ceilings) -> dict[str, Any]:
         "samples": row.samples,
         "memory": row.memory,
     }
-    return {"name": w.model, **place, **outcome, **cost_fields(costs, ceilings)}
+    return {
+        "name": f"{w.model} training step" if w.train else w.model,
+        **place,
+        **outcome,
+        **cost_fields(costs, ceilings),
+    }
 
 
 def cost_fields(costs: Sequence[Cost], ceilings: Ceilings) -> dict[str, Any]:

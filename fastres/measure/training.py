@@ -1,4 +1,5 @@
-"""A training step of a workload: forward, cross-entropy and backward, without an optimizer.
+"""A training step of a workload: forward, cross-entropy and backward, without an optimizer; float32 parameters, and
+autocast for a narrower dtype.
 
 Its output is what parity is checked of: the loss and, of each parameter's gradient, `PROBES` projections on random
 vectors, in units of the gradient's own norm in the oracle. So every element counts, and a ResNet-50's hundred megabytes
@@ -8,6 +9,7 @@ become a few hundred numbers. Gradients of a batch that repeats its images are t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +23,21 @@ def targets(batch: int, distinct: int) -> Tensor:
     return (torch.arange(batch) % distinct * 97 + 5) % 1000
 
 
-def step(model: nn.Module, forward: Callable[[], Tensor], target: Tensor) -> Callable[[], Tensor]:
-    """A call that leaves new gradients in `model`'s parameters, from its `forward`'s logits, and returns the loss."""
+def step(
+    model: nn.Module, forward: Callable[[], Tensor], target: Tensor, dtype: torch.dtype | None = None
+) -> Callable[[], Tensor]:
+    """A call that leaves new gradients in `model`'s parameters, from its `forward`'s logits, and returns the loss.
+
+    The forward runs under autocast to `dtype`, if that is given and narrower than the parameters'.
+    """
     parameters = list(model.parameters())
+    narrow = dtype is not None and dtype != parameters[0].dtype
 
     def run() -> Tensor:
         for parameter in parameters:
             parameter.grad = None
-        loss = F.cross_entropy(forward().float() if target.is_cuda else forward(), target)
+        with torch.autocast(target.device.type, dtype) if narrow else nullcontext():
+            loss = F.cross_entropy(forward(), target)
         loss.backward()
         return loss.detach()
 

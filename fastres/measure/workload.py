@@ -94,9 +94,9 @@ def _prepare_training(workload: Workload) -> Material:
     """The oracle's step is of the distinct images alone: their repetitions change neither statistics nor gradients."""
     if workload.batch > DISTINCT and workload.batch % DISTINCT:
         raise ValueError(f"batch: expected a multiple of {DISTINCT} beyond {DISTINCT} to train, got {workload.batch}")
-    model, _ = _foundation(workload.model, CALIBRATION_SIZE, workload.dtype, workload.seed)
+    model, _ = _foundation(workload.model, CALIBRATION_SIZE, torch.float32, workload.seed)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    x = images(workload.batch, workload.size).to(workload.dtype)
+    x = images(workload.batch, workload.size)
     target = training.targets(workload.batch, DISTINCT)
     oracle = copy.deepcopy(model).double().train().requires_grad_()
     loss = training.step(oracle, lambda: oracle(x[:DISTINCT].double()), target[:DISTINCT])()
@@ -107,7 +107,7 @@ def _prepare_training(workload: Workload) -> Material:
     for layout in (torch.contiguous_format, torch.channels_last):
         model = material.model().to(memory_format=layout)  # type: ignore[call-overload]
         placed = x.to(workload.device).contiguous(memory_format=layout)
-        loss = training.step(model, partial(model, placed), target.to(workload.device))()
+        loss = training.step(model, partial(model, placed), target.to(workload.device), workload.dtype)()
         layouts.append(training.summary(loss, model, scales))
     return replace(material, baseline=max(layouts, key=lambda y: float((y - expected).abs().max())))
 

@@ -23,7 +23,7 @@ from fastres.backends.emulator import emulate
 from fastres.backends.steps import Affine
 
 # Columns and cluster of each instantiation; rows are 128.
-TILES = [(64, 1), (128, 1), (128, 2), (256, 1), (256, 2)]
+TILES = [(64, 1), (64, 2), (128, 1), (128, 2), (256, 1), (256, 2)]
 NAMES = [f"conv_sm90_{t}_128x{n}_cluster{c}" for t in ("bf16", "fp16") for n, c in TILES]
 SM90: dict[str, Any] = {"kernel": "conv_sm90", "sms": 2}
 
@@ -222,7 +222,7 @@ def test_a_tile_is_chosen_by_the_size_of_the_problem() -> None:
         work = plans.convolution([(x, plans.pack(weight, bias, layer))], True, sms=132, kernel="conv_sm90")
         return [plan.symbol.removeprefix("conv_sm90_bf16_128x") for plan in work.plans]
 
-    assert symbols(64, 64, 56, 64) == ["64_cluster1"]
+    assert symbols(64, 64, 56, 64) == ["64_cluster2"]
     assert symbols(64, 256, 14, 256, 3) == ["256_cluster2"]
     assert symbols(1, 2048, 7, 512) == ["64_cluster1", "conv_sm80_bf16_reduce"]
 

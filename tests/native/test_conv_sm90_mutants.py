@@ -293,7 +293,7 @@ MUTANTS: dict[str, tuple[Variant, set[str], list[tuple[str, str]]]] = {
     # a cooperative pair
     "released by one consumer for both": (
         COOPERATIVE,
-        {"race", "mbarrier"},
+        {"race", "mbarrier", "deadlock"},
         [(EMPTY_COUNT, "ptx::mbarrier_init(empty(i), kWarpsOfGroup);")],
     ),
     "both write to the same slabs": (
@@ -329,7 +329,7 @@ MUTANTS: dict[str, tuple[Variant, set[str], list[tuple[str, str]]]] = {
     "a block ends while the other writes to it": (
         CLUSTER,
         {"lifetime"},
-        [("  if constexpr (C::kCluster > 1) ptx::cluster_sync();", "")],
+        [("    __syncwarp();\n    ptx::cluster_sync();\n", "")],
     ),
     # parts of the depth
     "rows past the last": (SPLIT, {"out-of-bounds", "race"}, [("if (row + 8 * below < params_.rows)", "")]),

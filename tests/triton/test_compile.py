@@ -203,6 +203,25 @@ def test_float32_follows_the_switch(tf32: bool, arch: int, tmp_path: Path, monke
         check(kernel, arch, tmp_path, exact=not tf32)
 
 
+def test_exact_float32_of_8_bit_pixels_on_sm_100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton would multiply in TF32 what was 8 bits: the backend normalises ahead, the launcher refuses."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    ones = torch.ones(64)
+    layer = torch.empty(64, 3, 7, 7), None, ones, ones, ones, ones, None, 1e-5, (2, 2), (3, 3), (1, 1), 1
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+
+    def run() -> None:
+        operator = torch.ops.fastres.stem_uint8
+        operator(pixels, *layer, 3, 2, 1, torch.float32, [0.5] * 3, [0.5] * 3, "triton")
+
+    (kernel,) = compiled(100, run)
+    check(kernel, 100, tmp_path, exact=True)
+    assert kernel.name == "stem_kernel"
+    refused = pytest.raises(ValueError, match="normalize: expected None in exact float32 on sm_100")
+    with target(100), refused:
+        stem(pixels, torch.empty(64, 7, 7, 3), ones, normalize=(torch.ones(3), torch.ones(3)))
+
+
 def test_sizes_are_not_specialised() -> None:
     """One compilation for every image size: a server that sees odd ones does not stop to compile."""
     weight, bias = torch.empty(64, 3, 3, 64, dtype=torch.float16), torch.empty(64)
