@@ -32,7 +32,10 @@ Made by `python benchmarks/pages.py` from the records under `benchmarks/results/
 differ. What a figure means, and how to measure your own machine: [benchmarks](../benchmarks/README.md).
 
 Every result was held against a float64 oracle before it was timed. Contenders took turns, and ratios are taken round by
-round: median and, in brackets, quartiles. Above 1 is faster than the first contender of the table.
+round: median and, in brackets, quartiles. Above 1 is faster than the first contender of the table. The load is how many
+processes wanted a core as the run ended: where it is above the number of cores, others shared them, and times are longer
+than on an idle machine; ratios, and only they, stand. A roofline above 100 % has a ceiling that was measured in worse
+times than the contender.
 """
 
 _NO_GPU = """\
@@ -93,7 +96,9 @@ def _title(record: Record) -> str:
     s = record["settings"]
     if record["kind"] == PROFILE:
         return f"Profile of {s['model']}, batch {s['batch']}, {s['dtype']}"
-    return {"models": "Whole models", "layers": "Layers and blocks", "ceilings": "Ceilings"}[record["kind"]]
+    if record["kind"] == "models":
+        return f"Whole models: {', '.join(dict.fromkeys(row['name'] for row in record['rows']))}"
+    return {"layers": "Layers and blocks", "ceilings": "Ceilings"}[record["kind"]]
 
 
 def _lines(text: str) -> str:

@@ -28,6 +28,9 @@ py::dict build_info() {
 #ifdef FASTRES_CUDA
   info["cuda"] = FASTRES_CUDA_VERSION;
   append_conv_sm80_names(kernels);
+#ifdef FASTRES_HOPPER
+  append_conv_sm90_names(kernels);
+#endif
   append_stem_names(kernels);
   append_bn_act_names(kernels);
   append_bn_merge_names(kernels);
@@ -62,6 +65,22 @@ py::tuple triple(const Dim3& size) {
   return py::make_tuple(size.x, size.y, size.z);
 }
 
+void bind_tensor_map(py::module_& m) {
+  py::class_<TensorMapSpec>(m, "TensorMapSpec",
+                            "A TMA descriptor to be encoded into a plan's params, dims innermost first.")
+      .def_readonly("offset", &TensorMapSpec::offset)
+      .def_property_readonly("type",
+                             [](const TensorMapSpec& map) { return map.dtype == DType::kBf16 ? "bf16" : "f16"; })
+      .def_property_readonly("address",
+                             [](const TensorMapSpec& map) { return reinterpret_cast<uintptr_t>(map.address); })
+      .def_readonly("sizes", &TensorMapSpec::sizes)
+      .def_readonly("strides", &TensorMapSpec::strides)
+      .def_readonly("element_strides", &TensorMapSpec::element_strides)
+      .def_readonly("box", &TensorMapSpec::box)
+      .def_readonly("lower", &TensorMapSpec::lower)
+      .def_readonly("upper", &TensorMapSpec::upper);
+}
+
 void bind_plan(py::module_& m) {
   py::enum_<DType>(m, "DType").value("bf16", DType::kBf16).value("fp16", DType::kFp16).value("tf32", DType::kTf32);
 
@@ -69,6 +88,8 @@ void bind_plan(py::module_& m) {
       .def_readonly("symbol", &Plan::symbol)
       .def_readonly("ptx", &Plan::ptx)
       .def_readonly("shared_bytes", &Plan::shared_bytes)
+      .def_readonly("maps", &Plan::maps)
+      .def_readonly("overlap", &Plan::overlap)
       .def_property_readonly("grid", [](const Plan& plan) { return triple(plan.grid); })
       .def_property_readonly("block", [](const Plan& plan) { return triple(plan.block); })
       .def_property_readonly("cluster", [](const Plan& plan) { return triple(plan.cluster); })
@@ -77,6 +98,15 @@ void bind_plan(py::module_& m) {
       });
   m.def("launch", &launch, py::arg("plan"), py::arg("stream"),
         "Queues the plan on a CUDA stream of the current device. Raises RuntimeError with CUDA's own words.");
+}
+
+ConvTile tile_of(const Quad& tile) {
+  const auto [m, n, splits, cluster] = tile;
+  return {m, n, splits, cluster};
+}
+
+py::tuple tuple_of(const ConvTile& tile) {
+  return py::make_tuple(tile.m, tile.n, tile.splits, tile.cluster);
 }
 
 void bind_conv(py::module_& m) {
@@ -121,21 +151,41 @@ void bind_conv(py::module_& m) {
 
   m.def(
       "conv_sm80_tile",
-      [](DType dtype, const ConvParams& params, int sms, int m, int n, int splits) {
-        ConvTile tile{m, n, splits};
-        const size_t workspace = conv_sm80_workspace(dtype, params, sms, tile);
-        return py::make_tuple(tile.m, tile.n, tile.splits, workspace);
+      [](DType dtype, const ConvParams& params, int sms, const Quad& tile) {
+        ConvTile chosen = tile_of(tile);
+        const size_t workspace = conv_sm80_workspace(dtype, params, sms, chosen);
+        return py::make_tuple(tuple_of(chosen), workspace);
       },
-      py::arg("dtype"), py::arg("problem"), py::arg("sms"), py::arg("m") = 0, py::arg("n") = 0, py::arg("splits") = 0,
-      "(m, n, splits, workspace in floats) for a GPU of `sms` multiprocessors; what is 0 is chosen.");
+      py::arg("dtype"), py::arg("problem"), py::arg("sms"), py::arg("tile") = Quad{},
+      "((m, n, splits, cluster), workspace in floats) for a GPU of `sms` multiprocessors; what is 0 is chosen.");
   m.def(
       "conv_sm80_plan",
-      [](DType dtype, ConvParams params, int m, int n, int splits, uintptr_t workspace) {
+      [](DType dtype, ConvParams params, int, const Quad& tile, uintptr_t workspace) {
         params.partial = address<float>(workspace);
-        return plan_conv_sm80(dtype, params, ConvTile{m, n, splits});
+        return plan_conv_sm80(dtype, params, tile_of(tile));
       },
-      py::arg("dtype"), py::arg("problem"), py::arg("m"), py::arg("n"), py::arg("splits"), py::arg("workspace"),
+      py::arg("dtype"), py::arg("problem"), py::arg("sms"), py::arg("tile"), py::arg("workspace"),
       "The launches of a convolution, in order. Raises ValueError for what would corrupt memory.");
+#ifdef FASTRES_HOPPER
+  m.def("conv_sm90_obstacle", &conv_sm90_obstacle, py::arg("dtype"), py::arg("problem"),
+        "Why conv_sm90 cannot run the problem, or ''.");
+  m.def(
+      "conv_sm90_tile",
+      [](DType dtype, const ConvParams& params, int sms, const Quad& tile) {
+        ConvTile chosen = tile_of(tile);
+        const size_t workspace = conv_sm90_workspace(dtype, params, sms, chosen);
+        return py::make_tuple(tuple_of(chosen), workspace);
+      },
+      py::arg("dtype"), py::arg("problem"), py::arg("sms"), py::arg("tile") = Quad{}, "As conv_sm80_tile.");
+  m.def(
+      "conv_sm90_plan",
+      [](DType dtype, ConvParams params, int sms, const Quad& tile, uintptr_t workspace) {
+        params.partial = address<float>(workspace);
+        return plan_conv_sm90(dtype, params, sms, tile_of(tile));
+      },
+      py::arg("dtype"), py::arg("problem"), py::arg("sms"), py::arg("tile"), py::arg("workspace"),
+      "As conv_sm80_plan; `sms` is how many blocks the kernel has at a time.");
+#endif
 }
 
 void bind_stem(py::module_& m) {
@@ -227,6 +277,7 @@ PYBIND11_MODULE(_C, m) {
   fastres::emulator::bind_pieces(m);
 #endif
 #ifdef FASTRES_CUDA
+  bind_tensor_map(m);
   bind_plan(m);
   bind_conv(m);
   bind_stem(m);

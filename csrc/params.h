@@ -19,6 +19,19 @@ struct Dim3 {
   uint32_t x = 1, y = 1, z = 1;
 };
 
+// A TMA descriptor (CUtensorMap) that the kernel wants in its parameters. It names the device's memory in a way that
+// only the driver knows, so whoever runs the plan encodes it. Dimensions are innermost first; the swizzle is of 128
+// bytes, elements are of 16 bits, and what is out of bounds reads as zero.
+struct TensorMapSpec {
+  uint32_t offset;  // of its 128 bytes in Plan::params
+  DType dtype;
+  const void* address;
+  std::vector<uint64_t> sizes, strides;  // strides: in bytes, of all dimensions but the first
+  std::vector<uint32_t> element_strides;
+  std::vector<uint32_t> box;      // tiled: elements of each dimension; im2col: channels and pixels
+  std::vector<int> lower, upper;  // im2col: corners of the pixels' bounding box, W first; empty if tiled
+};
+
 // One kernel launch, worked out on the host before any device is touched. A GPU (launch) and the PTX emulator are given
 // the same plan. `params` are the bytes of the kernel's single by-value parameter; the addresses in it are those
 // the plan was made with.
@@ -29,6 +42,8 @@ struct Plan {
   Dim3 grid, block, cluster;
   uint32_t shared_bytes = 0;  // dynamic shared memory
   std::vector<std::byte> params;
+  std::vector<TensorMapSpec> maps;
+  bool overlap = false;  // may start before the kernels before it end: it waits for them itself (griddepcontrol)
 };
 
 // Queues the plan on a CUDA stream (0: the default stream) of the current device. Throws std::runtime_error with the
@@ -67,9 +82,9 @@ struct ConvParams {
   int32_t relu;
 };
 
-// How to compute it. Zero lets the plan choose.
+// How to compute it. Zero lets the plan choose. `cluster`: blocks that share weights, of conv_sm90 alone.
 struct ConvTile {
-  int32_t m = 0, n = 0, splits = 0;
+  int32_t m = 0, n = 0, splits = 0, cluster = 0;
 };
 
 // Floats that `partial` must hold for this choice of tile: 0 where nothing is split. `sms`: multiprocessors of the GPU.
@@ -78,6 +93,14 @@ size_t conv_sm80_workspace(DType dtype, const ConvParams& params, int sms, ConvT
 
 // One launch, or two where the sum over depth is split. `tile` is what conv_sm80_workspace filled.
 std::vector<Plan> plan_conv_sm80(DType dtype, const ConvParams& params, const ConvTile& tile);
+
+// Why conv_sm90 cannot run this problem, or "". Throws for what no kernel can.
+std::string conv_sm90_obstacle(DType dtype, const ConvParams& params);
+
+// The same two functions for conv_sm90; std::invalid_argument where there is an obstacle.
+size_t conv_sm90_workspace(DType dtype, const ConvParams& params, int sms, ConvTile& tile);
+std::vector<Plan> plan_conv_sm90(DType dtype, const ConvParams& params, int sms, const ConvTile& tile);
+void append_conv_sm90_names(std::vector<KernelName>& names);
 
 // --- stem ------------------------------------------------------------------------------------------------------------
 

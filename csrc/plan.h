@@ -31,10 +31,18 @@ template <class Params>
 Plan make_plan(const char* symbol, const char* ptx, const void* host, Dim3 grid, uint32_t threads,
                uint32_t shared_bytes, const Params& params) {
   static_assert(std::is_trivially_copyable_v<Params>);
-  Plan plan{symbol, ptx, host, grid, Dim3{threads}, Dim3{}, shared_bytes, {}};
+  Plan plan{symbol, ptx, host, grid, Dim3{threads}, Dim3{}, shared_bytes, {}, {}};
   plan.params.resize(sizeof(Params));
   std::memcpy(plan.params.data(), &params, sizeof(Params));
   return plan;
 }
+
+// What the convolutions share, in conv_sm80.cu: throws for a problem that no kernel can run; output pixels; and the
+// launch that adds the parts of a split sum in their order.
+void check_conv(DType dtype, const ConvParams& params);
+inline int64_t rows_of(const ConvParams& params) {
+  return int64_t{params.n} * params.p * params.q;
+}
+Plan plan_conv_reduce(DType dtype, const ConvParams& params);
 
 }  // namespace fastres

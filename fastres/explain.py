@@ -13,13 +13,15 @@ from .backends.registry import PLAIN, notes, recording
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One convolution of one forward: its name in the model, its input's shape, who ran it and why."""
+    """One convolution of one forward: its name in the model, its input's shape, who ran it and why. `kernel`: which of
+    the backend's kernels, or "" where it has one or the choice is a library's."""
 
     name: str
     kind: str
     x_shape: tuple[int, ...]
     backend: str
     reason: str
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Explanation:
 
     def __str__(self) -> str:
         rows = [("layer", "convolution", "input", "runs on", "why")]
-        rows += [(r.name, r.kind, "x".join(map(str, r.x_shape)), r.backend, r.reason) for r in self.layers]
+        for r in self.layers:
+            ran = f"{r.backend} {r.kernel}".rstrip()
+            rows.append((r.name, r.kind, "x".join(map(str, r.x_shape)), ran, r.reason))
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
         used = {layer.backend for layer in self.layers}
@@ -59,7 +63,8 @@ def explain(model: nn.Module, x: Tensor) -> Explanation:
     for choice in choices:
         name, module = known.get(choice.address, ("?", None))
         ran.add(module)
-        layers.append(LayerReport(name, _kind(module), choice.x_shape, choice.backend, choice.reason))
+        where = name, _kind(module), choice.x_shape
+        layers.append(LayerReport(*where, choice.backend, choice.reason, choice.kernel))
     why = "not part of a fastres block: see fastres.optimize"
     layers += [LayerReport(name, _kind(module), (), PLAIN, why) for name, module in convs if module not in ran]
     return Explanation(tuple(layers))

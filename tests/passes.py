@@ -91,6 +91,12 @@ class Layer:
         assert_right(statistics[:, 1], mean, mean64, f"mean of {self}")
         assert_right(statistics[:, 2] / count, var, var64, f"variance of {self}")
 
+    def check_conv_alone(self, steps: Steps, dtype: torch.dtype) -> None:
+        """That it is `check_conv`'s y, bit for bit."""
+        (x, prologue), weight = self.input(dtype), self.weight(dtype)
+        y = steps.conv_alone(x, weight, self.geometry, prologue)
+        assert torch.equal(y, steps.conv(x, weight, self.geometry, prologue)[0])
+
     def check_dgrad(self, steps: Steps, dtype: torch.dtype, residual: bool = False) -> None:
         gradient, weight = self.gradient(dtype), self.weight(dtype)
         size = torch.Size((self.n, self.c, *self.image))
@@ -113,7 +119,7 @@ class Layer:
         def plain(a: Tensor, gradient: Tensor) -> Tensor:
             return torch.nn.grad.conv2d_weight(a, size, gradient, *self.geometry)
 
-        oracle = plain(activated(*to_oracle((x, prologue))), gradient.double())
+        oracle = plain(activated(*to_oracle((x, prologue))), to_oracle(gradient))
         assert_right(dw, plain(activated(x, prologue).float(), gradient.float()), oracle, f"dw of {self}")
 
 

@@ -21,7 +21,7 @@ from fastres.backends import registry
 from fastres.layer import Block, ConvBN, flatten, unflatten
 
 OPS = torch.ops.fastres
-AVAILABLE = [name for name, reason in fastres.backends().items() if reason is None and name != "emulator"]
+AVAILABLE = [name for name, reason in fastres.backends().items() if reason is None and not name.startswith("emulator")]
 
 
 def make_layer(

@@ -262,10 +262,6 @@ int element_bytes(DType dtype) {
   return dtype == DType::kTf32 ? 4 : 2;
 }
 
-int64_t rows_of(const ConvParams& params) {
-  return int64_t{params.n} * params.p * params.q;
-}
-
 // Steps of depth of the main loop.
 int steps_of(DType dtype, const ConvParams& params) {
   int steps = 0;
@@ -283,7 +279,22 @@ int copy_bytes(DType dtype, const ConvParams& params) {
   return static_cast<int>(both & -both);
 }
 
-void check(DType dtype, const ConvParams& params) {
+const Instance& find(DType dtype, int m, int n, int copy) {
+  for (const Instance& instance : kInstances)
+    if (instance.dtype == dtype && instance.m == m && instance.n == n && instance.copy == copy) return instance;
+  throw std::invalid_argument("tile: no kernel computes " + std::to_string(m) + " x " + std::to_string(n) +
+                              " tiles of " + std::to_string(copy) +
+                              "-byte copies; expected 128 x 128, 128 x 64, 64 x 64 or 128 x 32 " +
+                              "with 16, 128 x 32 with less");
+}
+
+int64_t blocks_of(const ConvParams& params, int m, int n) {
+  return ceil_div64(rows_of(params), m) * ceil_div(params.k / params.groups, n) * params.groups;
+}
+
+}  // namespace
+
+void check_conv(DType dtype, const ConvParams& params) {
   const size_t element = element_bytes(dtype);
   require(params.operands == 1 || params.operands == 2, "operands", params.operands, "1 or 2");
   for (const auto& [value, name] : {std::pair{params.n, "n"}, {params.p, "p"}, {params.q, "q"}, {params.k, "k"}})
@@ -336,23 +347,8 @@ void check(DType dtype, const ConvParams& params) {
   }
 }
 
-const Instance& find(DType dtype, int m, int n, int copy) {
-  for (const Instance& instance : kInstances)
-    if (instance.dtype == dtype && instance.m == m && instance.n == n && instance.copy == copy) return instance;
-  throw std::invalid_argument("tile: no kernel computes " + std::to_string(m) + " x " + std::to_string(n) +
-                              " tiles of " + std::to_string(copy) +
-                              "-byte copies; expected 128 x 128, 128 x 64, 64 x 64 or 128 x 32 " +
-                              "with 16, 128 x 32 with less");
-}
-
-int64_t blocks_of(const ConvParams& params, int m, int n) {
-  return ceil_div64(rows_of(params), m) * ceil_div(params.k / params.groups, n) * params.groups;
-}
-
-}  // namespace
-
 size_t conv_sm80_workspace(DType dtype, const ConvParams& params, int sms, ConvTile& tile) {
-  check(dtype, params);
+  check_conv(dtype, params);
   require(sms > 0, "sms", sms, "a positive number");
   const int copy = copy_bytes(dtype, params), filters = params.k / params.groups;
   if (tile.m == 0) {  // the largest tile that keeps all multiprocessors busy
@@ -375,6 +371,15 @@ size_t conv_sm80_workspace(DType dtype, const ConvParams& params, int sms, ConvT
   return tile.splits == 1 ? 0 : static_cast<size_t>(tile.splits) * rows_of(params) * params.k;
 }
 
+Plan plan_conv_reduce(DType dtype, const ConvParams& params) {
+  const int64_t chunks = rows_of(params) * ceil_div(params.k, 16 / element_bytes(dtype));
+  const int64_t blocks = ceil_div64(chunks, kThreads);
+  require(blocks <= INT_MAX, "blocks", blocks, "at most 2^31 - 1");
+  const Instance& reduction = kReductions[static_cast<int>(dtype)];
+  return make_plan(reduction.symbol, "conv_sm80", reduction.host, Dim3{static_cast<uint32_t>(blocks)}, kThreads, 0,
+                   params);
+}
+
 std::vector<Plan> plan_conv_sm80(DType dtype, const ConvParams& given, const ConvTile& tile) {
   ConvParams params = given;
   ConvTile chosen = tile;
@@ -390,14 +395,7 @@ std::vector<Plan> plan_conv_sm80(DType dtype, const ConvParams& given, const Con
                   static_cast<uint32_t>(params.splits)};
   std::vector<Plan> plans{
       make_plan(instance.symbol, "conv_sm80", instance.host, grid, kThreads, instance.shared_bytes, params)};
-  if (params.splits > 1) {
-    const int64_t chunks = rows_of(params) * ceil_div(params.k, 16 / element_bytes(dtype));
-    const int64_t blocks = ceil_div64(chunks, kThreads);
-    require(blocks <= INT_MAX, "blocks", blocks, "at most 2^31 - 1");
-    const Instance& reduction = kReductions[static_cast<int>(dtype)];
-    plans.push_back(make_plan(reduction.symbol, "conv_sm80", reduction.host, Dim3{static_cast<uint32_t>(blocks)},
-                              kThreads, 0, params));
-  }
+  if (params.splits > 1) plans.push_back(plan_conv_reduce(dtype, params));
   return plans;
 }
 

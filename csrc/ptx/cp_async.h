@@ -3,11 +3,9 @@
 
 #include <cstdint>
 
-namespace fastres::ptx {
+#include "address.h"
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace fastres::ptx {
 
 // Copies kBytes to shared memory, or writes zeros without reading where `valid` is false. Both addresses are multiples
 // of kBytes. Two bytes are less than cp.async copies: those go through a register, at once.

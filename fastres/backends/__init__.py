@@ -4,6 +4,7 @@ from .cuda import Cuda
 from .cudnn import CuDNN
 from .emulator import Emulator
 from .onednn import OneDNN
+from .plans import HOPPER
 from .reference import Reference
 from .registry import Backend, BackendError, backends, register, use_backend
 from .triton import Triton
@@ -13,6 +14,7 @@ register(OneDNN())
 register(CuDNN())
 register(Triton())
 register(Cuda())
-register(Emulator())
+register(Emulator("emulator", (8, 0)))
+register(Emulator("emulator_sm90", HOPPER))
 
 __all__ = ["Backend", "BackendError", "backends", "use_backend"]

@@ -43,6 +43,9 @@ class Cuda(Planned):
             return "computes float32 in TF32, which torch.backends.cudnn.allow_tf32 forbids"
         return super().unsupported(x, layer)
 
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        return _properties(device.index)[0]
+
     def multiprocessors(self, device: torch.device) -> int:
         return _properties(device.index)[1]
 

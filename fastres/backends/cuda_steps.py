@@ -103,9 +103,10 @@ class CudaSteps(Steps):
             dx = dx.to(gradient.dtype, memory_format=torch.channels_last)
             return dx if residual is None else dx.add_(residual)
         turned, forward = convolution
-        operands = [(gradient, plans.pack(turned, None, forward))]
+        prepared = plans.pack(turned, None, forward)
+        kernel = self._backend.convolution_kernel(gradient, prepared.filter)
         sms = self._backend.multiprocessors(gradient.device)
-        return self._backend.run(plans.convolution(operands, False, residual, sms=sms))
+        return self._backend.run(plans.convolution([(gradient, prepared)], False, residual, sms=sms, kernel=kernel))
 
     def wgrad(
         self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None

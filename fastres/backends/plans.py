@@ -7,7 +7,7 @@ the tensors' addresses. Running it is the backend's part: on a GPU's stream, or 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from .. import native
 from ..folding import folded
 from ..layer import ConvBN
 from ..pixels import Pixels
+from . import ranking
 from .registry import Backend
 from .steps import Affine, Geometry, Steps
 
@@ -25,20 +26,46 @@ _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32"}
 _MOST_PIXELS = 2**31 - 256
 _LARGEST_SIDE = 2**20 - 1
 _STEM_FILTERS = 64  # the stem's kernel takes filters in blocks of so many
+_SOMEWHERE = 1024  # stands for the address of any tensor of ours, in questions about a problem
+HOPPER = (9, 0)  # the one compute capability that has conv_sm90's instructions
+
+
+class Filter(NamedTuple):
+    """One convolution without its numbers."""
+
+    filters: int
+    channels: int  # of the input, over all groups
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def of(cls, weight: Tensor, layer: ConvBN | Geometry) -> Filter:
+        filters, channels, r, s = weight.shape
+        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        return cls(filters, channels * layer.groups, (r, s), *geometry)
+
+    def out_size(self, x: Sequence[int]) -> tuple[int, int, int, int]:
+        """[N, K, P, Q] for an input [N, C, H, W]."""
+        sizes = zip(x[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        p, q = ((size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in sizes)
+        return x[0], self.filters, p, q
+
+    def is_stem(self) -> bool:
+        """Whether the stem's kernel computes it, in 16 bits."""
+        filters, channels, *rest = self
+        return channels <= 4 and filters % 8 == 0 and rest == [(7, 7), (2, 2), (3, 3), (1, 1), 1]
 
 
 class Prepared(NamedTuple):
     """One convolution as the kernels want it."""
 
     weight: Tensor  # [K, pitch]: KRSC, each filter padded with zeros to a multiple of 16 bytes
-    channels: int  # of the input, over all groups
     bias: Tensor | None  # [K] in float32
     stem: Tensor | None  # [K rounded up to 64, 7, 8, 4], zeros in tap 8 and in absent channels, if it is such a stem
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
+    filter: Filter
 
 
 class Work(NamedTuple):
@@ -63,27 +90,18 @@ def missing() -> str | None:
 
 def pack(weight: Tensor, bias: Tensor | None, layer: ConvBN | Geometry) -> Prepared:
     """`weight` [K, C/groups, R, S] and `bias` [K], folded, or the weight alone, in the kernels' layouts."""
-    filters, channels, r, s = weight.shape
+    filters, channels = weight.shape[:2]
     rows = weight.permute(0, 2, 3, 1).reshape(filters, -1)
     if missing := -rows.shape[1] % (16 // weight.element_size()):
         rows = F.pad(rows, (0, missing))
     elif rows.data_ptr() % 16:
         rows = rows.clone()
     rows = rows.contiguous()
-    stem = None
-    if (
-        bias is not None
-        and (r, s) == (7, 7)
-        and (layer.stride, layer.padding, layer.dilation, layer.groups) == ((2, 2), (3, 3), (1, 1), 1)
-        and channels <= 4
-        and filters % 8 == 0
-        and weight.element_size() == 2
-    ):
+    filter, stem = Filter.of(weight, layer), None
+    if bias is not None and filter.is_stem() and weight.element_size() == 2:
         padding = (0, 4 - channels, 0, 1, 0, 0, 0, -filters % _STEM_FILTERS)
         stem = F.pad(weight.permute(0, 2, 3, 1), padding).contiguous()
-    geometry = layer.stride, layer.padding, layer.dilation, layer.groups
-    bias = None if bias is None else bias.float().contiguous()
-    return Prepared(rows, channels * layer.groups, bias, stem, (r, s), *geometry)
+    return Prepared(rows, None if bias is None else bias.float().contiguous(), stem, filter)
 
 
 def takes_prologue(x: Tensor, groups: int) -> bool:
@@ -100,7 +118,8 @@ def convolution(
     prologue: Affine | None = None,
     moments: bool = False,
     sms: int,
-    tile: tuple[int, int, int] = (0, 0, 0),
+    kernel: str = "conv_sm80",
+    tile: Sequence[int] = (),
 ) -> Work:
     """act(conv(x) [+ conv(x2)] [+ residual]), with one or two operands (x, prepared) of one output size.
 
@@ -113,7 +132,9 @@ def convolution(
             with one operand.
         moments: whether `Work.moments` is to be written, if the depth is not split; without bias, residual and ReLU.
         sms: multiprocessors of the GPU, by which the tile is chosen.
-        tile: rows, columns and splits of the depth, 0 to let the plan choose.
+        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it, without prologue and moments.
+        tile: rows, columns, splits of the depth, and of conv_sm90 blocks in a cluster; what is 0 or not given, the plan
+            chooses.
 
     Raises:
         ValueError: an argument that the kernels cannot run on, by name.
@@ -121,30 +142,28 @@ def convolution(
     module = native.require()
     x, prepared = operands[0]
     dtype = dtype_of(x)
-    shape = _out_size(x, prepared)
+    shape = prepared.filter.out_size(x.shape)
     parts = []
-    for index, (image, weights) in enumerate(operands):
-        name = f"operands[{index}]"
-        check_dense(f"{name}.x", image, x)
+    reads = []
+    for index, (given, weights) in enumerate(operands):
+        name, filter = f"operands[{index}]", weights.filter
+        check_dense(f"{name}.x", given, x)
         check_dense(f"{name}.weight", weights.weight, x, torch.contiguous_format)
-        if image.shape[1] != weights.channels:
-            raise ValueError(f"{name}.x: expected {weights.channels} channels, got {image.shape[1]}")
-        if _out_size(image, weights) != shape:
-            raise ValueError(f"{name}: gives {_out_size(image, weights)}, expected {shape}")
-        image_size = image.shape[2], image.shape[3], image.shape[1]
+        if given.shape[1] != filter.channels:
+            raise ValueError(f"{name}.x: expected {filter.channels} channels, got {given.shape[1]}")
+        if filter.out_size(given.shape) != shape:
+            raise ValueError(f"{name}: gives {filter.out_size(given.shape)}, expected {shape}")
+        image = _aligned(given) if kernel == "conv_sm90" else given
         bias = 0 if weights.bias is None else weights.bias.data_ptr()
         addresses = image.data_ptr(), weights.weight.data_ptr(), bias
-        pitch = weights.weight.shape[1]
-        geometry = weights.kernel, weights.stride, weights.padding, weights.dilation
-        parts.append(module.ConvOperand(*addresses, image_size, *geometry, pitch))
-    given = [tensor for image, weights in operands for tensor in (image, weights.weight, weights.bias)]
-    reads = [tensor for tensor in given if tensor is not None]
+        parts.append(_operand(addresses, image.shape, filter, weights.weight.shape[1]))
+        reads += [tensor for tensor in (image, weights.weight, weights.bias) if tensor is not None]
     if residual is not None:
         check_dense("residual", residual, x)
         if tuple(residual.shape) != shape:
             raise ValueError(f"residual: expected {shape}, got {tuple(residual.shape)}")
         if residual.data_ptr() % 16:
-            residual, overwrite = residual.clone(memory_format=torch.channels_last), True
+            residual, overwrite = _aligned(residual), True
         reads.append(residual)
     result = residual if overwrite and residual is not None else _empty(x, shape)
 
@@ -152,18 +171,44 @@ def convolution(
     n, filters, p, q = shape
     address = 0 if residual is None else residual.data_ptr()
     problem = module.ConvProblem(
-        parts, (n, p, q, filters), prepared.groups, address, result.data_ptr(), relu, *(v.data_ptr() for v in vectors)
+        parts,
+        (n, p, q, filters),
+        prepared.filter.groups,
+        address,
+        result.data_ptr(),
+        relu,
+        *(v.data_ptr() for v in vectors),
     )
-    *chosen, floats = module.conv_sm80_tile(dtype, problem, sms, *tile)
-    rows, _, splits = chosen
+    chosen, floats = getattr(module, f"{kernel}_tile")(dtype, problem, sms, (*tile, 0, 0, 0, 0)[:4])
+    rows, _, splits, _ = chosen
     scratch = [torch.empty(floats, dtype=torch.float32, device=x.device)] if floats else []
     of_tiles = None
     if moments and splits == 1:
         of_tiles = torch.empty((-(-n * p * q // rows), filters, 3), dtype=torch.float32, device=x.device)
         problem.moments = of_tiles.data_ptr()
         scratch.append(of_tiles)
-    plans = module.conv_sm80_plan(dtype, problem, *chosen, scratch[0].data_ptr() if floats else 0)
+    plan, workspace = getattr(module, f"{kernel}_plan"), scratch[0].data_ptr() if floats else 0
+    plans = plan(dtype, problem, sms, chosen, workspace)
     return Work(plans, [*reads, *vectors], scratch, result, of_tiles)
+
+
+@lru_cache(maxsize=4096)
+def obstacle(dtype: torch.dtype, x: tuple[int, ...], filter: Filter) -> str | None:
+    """Why conv_sm90 cannot run a convolution on x of this shape [N, C, H, W], or None."""
+    module = native.require()
+    if "90a-real" not in module.build_info()["archs"]:
+        return "this build has no kernels for compute capability 9.0"
+    n, filters, p, q = filter.out_size(x)
+    pitch = filter.kernel[0] * filter.kernel[1] * filter.channels // filter.groups
+    part = _operand([_SOMEWHERE] * 3, x, filter, pitch + -pitch % 8)
+    problem = module.ConvProblem([part], (n, p, q, filters), filter.groups, 0, _SOMEWHERE, False)
+    return module.conv_sm90_obstacle(getattr(module.DType, _NAMES[dtype]), problem) or None
+
+
+def _operand(addresses: Sequence[int], x: Sequence[int], filter: Filter, pitch: int) -> Any:
+    _, c, h, w = x
+    window = filter.kernel, filter.stride, filter.padding, filter.dilation
+    return native.require().ConvOperand(*addresses, (h, w, c), *window, pitch)
 
 
 def stem(
@@ -190,12 +235,12 @@ def stem(
         raise ValueError("prepared: expected a 7x7/2 convolution of at most 4 channels to a multiple of 8, in 16 bits")
     if x.dtype not in (weight.dtype, torch.uint8) or x.device != weight.device:
         raise ValueError(f"x: expected {weight.dtype} or uint8 on {weight.device}, got {x.dtype} on {x.device}")
-    channels = prepared.channels
+    channels = prepared.filter.channels
     if x.dim() != 4 or x.shape[1] != channels or x.numel() == 0:
         raise ValueError(f"x: expected {channels} channels, got {tuple(x.shape)}")
     if min(len(scale), len(shift)) < channels and x.dtype == torch.uint8:
         raise ValueError(f"scale, shift: expected {channels} values each, got {len(scale)} and {len(shift)}")
-    n, filters, p, q = _out_size(x, prepared)
+    n, filters, p, q = prepared.filter.out_size(x.shape)
     pooled = (p - 1) // 2 + 1, (q - 1) // 2 + 1
     result = torch.empty((n, filters, *pooled), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
     fill = [0.0] * 4
@@ -218,7 +263,11 @@ def stem(
 
 
 class Planned(Backend):
-    """A backend of the kernels of csrc/kernels. A subclass says where they run: `multiprocessors` and `run`."""
+    """A backend of the kernels of csrc/kernels. A subclass says where they run: on which architecture, and how."""
+
+    def capability(self, device: torch.device) -> tuple[int, int]:
+        """The compute capability whose kernels are run."""
+        raise NotImplementedError
 
     def multiprocessors(self, device: torch.device) -> int:
         """By how many blocks at a time a problem is divided."""
@@ -253,17 +302,30 @@ class Planned(Backend):
         recipe = "plans", layer.stride, layer.padding, layer.dilation, layer.groups
         return folded(layer, x.dtype, recipe, lambda weight, bias: pack(weight, bias, layer))
 
+    def kernel(self, x: Tensor, layer: ConvBN, operator: str) -> str:
+        filter = Filter.of(layer.weight, layer)
+        if operator in (ranking.STEM, ranking.STEM_UINT8) and filter.is_stem() and layer.weight.element_size() == 2:
+            return "stem"
+        return self.convolution_kernel(x, filter)
+
+    def convolution_kernel(self, x: Tensor, filter: Filter) -> str:
+        """What runs a convolution without prologue and moments."""
+        hopper = self.capability(x.device) == HOPPER and obstacle(x.dtype, tuple(x.shape), filter) is None
+        return "conv_sm90" if hopper else "conv_sm80"
+
     def conv(
         self, x: Tensor, prepared: Prepared, relu: bool, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
-        sms = self.multiprocessors(x.device)
-        return self.run(convolution([(x, prepared)], relu, residual, overwrite, sms=sms))
+        sms, kernel = self.multiprocessors(x.device), self.convolution_kernel(x, prepared.filter)
+        return self.run(convolution([(x, prepared)], relu, residual, overwrite, sms=sms, kernel=kernel))
 
     def projection(self, x: Tensor, prepared: Prepared, block_input: Tensor, shortcut: Prepared) -> Tensor:
-        if prepared.groups != 1 or shortcut.groups != 1:
-            return super().projection(x, prepared, block_input, shortcut)
         operands = [(x, prepared), (block_input, shortcut)]
-        return self.run(convolution(operands, True, sms=self.multiprocessors(x.device)))
+        kernels = {self.convolution_kernel(image, weights.filter) for image, weights in operands}
+        if len(kernels) > 1 or prepared.filter.groups != 1 or shortcut.filter.groups != 1:
+            return super().projection(x, prepared, block_input, shortcut)
+        sms = self.multiprocessors(x.device)
+        return self.run(convolution(operands, True, sms=sms, kernel=kernels.pop()))
 
     def stem(self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int) -> Tensor:
         if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
@@ -284,14 +346,13 @@ def dtype_of(x: Tensor) -> Any:
     return getattr(native.require().DType, _NAMES[x.dtype])
 
 
-def _out_size(x: Tensor, prepared: Prepared) -> tuple[int, int, int, int]:
-    sizes = zip(x.shape[2:], prepared.kernel, prepared.stride, prepared.padding, prepared.dilation, strict=True)
-    p, q = ((size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in sizes)
-    return x.shape[0], prepared.weight.shape[0], p, q
-
-
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """`x`, or a copy where its address is no multiple of 16 bytes."""
+    return x.clone(memory_format=torch.channels_last) if x.data_ptr() % 16 else x
 
 
 def check_dense(

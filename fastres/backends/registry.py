@@ -55,6 +55,10 @@ class Backend:
         """Why this backend cannot run `layer` on `x`, or None."""
         raise NotImplementedError
 
+    def kernel(self, x: Tensor, layer: ConvBN, operator: str) -> str:
+        """Which of this backend's kernels runs `layer` in `operator`, one of ranking's; "" if there is but one."""
+        return ""
+
     def prepare(self, x: Tensor, layer: ConvBN) -> Any:
         """What `conv` needs of `layer` for inputs like `x`: folded weights in its own layout, geometry. Cached."""
         raise NotImplementedError
@@ -95,6 +99,7 @@ class Choice:
     reason: str
     operator: str = ""  # one of ranking's, and the layer: "" and None where it ran unfused
     layer: ConvBN | None = None
+    kernel: str = ""  # which of the backend's, where it has more than one
 
 
 _registered: dict[str, Backend] = {}
@@ -243,7 +248,8 @@ def record(x: Tensor, layer: ConvBN, name: str, reason: str, operator: str = "")
     """Notes that `layer` runs on what is called `name`; `operator` is one of ranking's, "" in a training step."""
     if (log := _log.get()) is not None:
         of_ranking = layer if operator else None
-        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), name, reason, operator, of_ranking))
+        kernel = _registered[name].kernel(x, layer, operator) if operator else ""
+        log.append(Choice(layer.weight.data_ptr(), tuple(x.shape), name, reason, operator, of_ranking, kernel))
 
 
 def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:

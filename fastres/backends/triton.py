@@ -147,9 +147,11 @@ class Triton(Backend):
     def stem_uint8(
         self, x: Tensor, prepared: _Prepared, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
     ) -> Tensor:
-        from ..kernels.stem import stem
+        from ..kernels.stem import stem, takes_pixels
+        from ..tuning import architecture, arithmetic, conv_tf32
 
-        if not _fuses_stem(prepared, (kernel, stride, padding)):
+        inside = takes_pixels(arithmetic(dtype, conv_tf32()), architecture(x.device))
+        if not inside or not _fuses_stem(prepared, (kernel, stride, padding)):
             return super().stem_uint8(x, prepared, kernel, stride, padding, pixels, dtype)
         weight, bias, *_ = prepared
         normalize = _normalization(pixels, x.device)

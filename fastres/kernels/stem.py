@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
+from ..tuning import Problem, Tile, architecture, arithmetic, choose, conv_tf32
 from .launch import WIDE, device_of, precision
 from .tile import relu
 
@@ -194,6 +194,14 @@ def stem_kernel(
             above = row
 
 
+def takes_pixels(numbers: str, arch: int) -> bool:
+    """Whether 8-bit pixels may be normalised inside: in exact float32 not on sm_100.
+
+    What Triton 3.6 sees to come from 8 bits it multiplies by tcgen05 in TF32 there, whatever its input_precision.
+    """
+    return numbers != "float32" or not 100 <= arch < 120
+
+
 def stem(
     x: Tensor,
     w: Tensor,
@@ -211,7 +219,7 @@ def stem(
     deviation (in 0..1) are scale = 1 / (255 * deviation), shift = -mean / deviation. `w` is KRSC; `tile.m` counts
     convolution columns and `tile.group_m` pooled rows a program.
 
-    Raises TypeError where `x` is of another dtype than these.
+    Raises TypeError where `x` is of another dtype than these, ValueError for `normalize` where not `takes_pixels`.
     """
     if x.dtype != (w.dtype if normalize is None else torch.uint8):
         expected = (
@@ -227,6 +235,10 @@ def stem(
     if y.numel() == 0:
         return y
     numbers = arithmetic(w.dtype, conv_tf32())
+    if normalize is not None and not takes_pixels(numbers, architecture(x.device)):
+        raise ValueError(
+            "normalize: expected None in exact float32 on sm_100, as Triton rounds what was 8 bits to TF32"
+        )
     run = partial(stem, x, w, bias, stride=stride, padding=padding, normalize=normalize)
     tile = tile or choose(Problem("stem", n * p * q, k, c * s, r, 1), numbers, x.device, run)
     tiles = n * triton.cdiv(pooled[0], tile.group_m) * triton.cdiv(pooled[1], tile.m // 2 - 1) * triton.cdiv(k, tile.n)

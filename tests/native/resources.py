@@ -53,7 +53,7 @@ def measured() -> dict[str, dict[str, Resources]]:
             name = match[1]
         elif usage := dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", line)):
             shared, stack, local = (int(usage[key]) for key in ("SHARED", "STACK", "LOCAL"))
-            instructions = sizes[arch, name] // INSTRUCTION_BYTES
+            instructions = sizes[arch.removesuffix("a"), name] // INSTRUCTION_BYTES  # files lack the suffix
             found.setdefault(name, {})[arch] = Resources(int(usage["REG"]), shared, instructions, stack, local)
     return found
 

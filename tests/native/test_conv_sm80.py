@@ -2,81 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from convolutions import HALVES, Conv, Place, check, check_operands, operand, plain
 from tolerance import assert_right
-from torch import Tensor
 
 from fastres import native
 from fastres.backends import plans
 from fastres.backends.emulator import emulate
 from fastres.layer import ConvBN
 
-HALVES = (torch.bfloat16, torch.float16)
 DTYPES = (*HALVES, torch.float32)
 TILES = [(128, 128), (128, 64), (64, 64), (128, 32)]
-Place = tuple[torch.device, Callable[[plans.Work], Tensor]]
-
-
-class Conv(NamedTuple):
-    n: int
-    c: int
-    h: int
-    w: int
-    k: int
-    r: int = 1
-    stride: int = 1
-    padding: int = 0
-    dilation: int = 1
-    groups: int = 1
-
-
-def operand(conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, ConvBN]:
-    """x in channels_last, weight, bias and layer. float32 values are rounded to TF32, so that products are exact."""
-    x = _tf32(torch.randn(conv.n, conv.c, conv.h, conv.w)).to(dtype).contiguous(memory_format=torch.channels_last)
-    weight = _tf32(torch.randn(conv.k, conv.c // conv.groups, conv.r, conv.r) / 8).to(dtype)
-    geometry = [(size, size) for size in (conv.stride, conv.padding, conv.dilation)]
-    ones = torch.ones(conv.k)
-    layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, *geometry, conv.groups)
-    return x, weight, torch.randn(conv.k), layer
-
-
-def _tf32(x: Tensor) -> Tensor:
-    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-def plain(x: Tensor, weight: Tensor, bias: Tensor, layer: ConvBN, residual: Tensor | None, relu: bool) -> Tensor:
-    y = F.conv2d(x, weight, bias.to(x.dtype), layer.stride, layer.padding, layer.dilation, layer.groups)
-    y = y if residual is None else y + residual
-    return F.relu(y) if relu else y
-
-
-def check(
-    place: Place,
-    conv: Conv,
-    dtype: torch.dtype,
-    relu: bool = True,
-    with_residual: bool = False,
-    tile: tuple[int, int, int] = (0, 0, 0),
-    x: Tensor | None = None,
-) -> plans.Work:
-    device, run = place
-    random_x, weight, bias, layer = operand(conv, dtype)
-    x = random_x if x is None else x
-    size = layer.out_size(x)
-    residual = torch.randn(size).to(dtype).contiguous(memory_format=torch.channels_last) if with_residual else None
-    prepared = plans.pack(weight.to(device), bias.to(device), layer)
-    on_device = None if residual is None else residual.to(device)
-    work = plans.convolution([(x.to(device), prepared)], relu, on_device, sms=108, tile=tile)
-    work.result.fill_(float("nan"))
-    parameters = (x, weight, bias)
-    exact = plain(*(t.double() for t in parameters), layer, None if residual is None else residual.double(), relu)
-    assert_right(run(work).cpu(), plain(*parameters, layer, residual, relu), exact)
-    return work
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -138,22 +77,7 @@ def test_tiny(place: Place, conv: Conv) -> None:
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_two_operands(place: Place, dtype: torch.dtype, splits: int) -> None:
-    device, run = place
-    main, shortcut = Conv(2, 40, 9, 7, 72, 3, 1, 1), Conv(2, 24, 17, 13, 72, 1, 2)
-    x, weight, bias, layer = operand(main, dtype)
-    x2, weight2, bias2, layer2 = operand(shortcut, dtype)
-    operands = [
-        (x.to(device), plans.pack(weight.to(device), bias.to(device), layer)),
-        (x2.to(device), plans.pack(weight2.to(device), bias2.to(device), layer2)),
-    ]
-    work = plans.convolution(operands, True, sms=108, tile=(64, 64, splits))
-    work.result.fill_(float("nan"))
-
-    def both(*t: Tensor) -> Tensor:
-        return plain(*t[:3], layer, plain(*t[3:], layer2, None, False), True)
-
-    tensors = x, weight, bias, x2, weight2, bias2
-    assert_right(run(work).cpu(), both(*tensors), both(*(t.double() for t in tensors)))
+    check_operands(place, [Conv(2, 40, 9, 7, 72, 3, 1, 1), Conv(2, 24, 17, 13, 72, 1, 2)], dtype, (64, 64, splits))
 
 
 def test_nan_and_infinity_stay_where_pytorch_puts_them(place: Place) -> None:
@@ -230,7 +154,7 @@ def test_what_would_corrupt_memory_is_refused_by_name(name: str) -> None:
     )
     problem = module.ConvProblem([operand], given["output"], given["groups"], given["residual"], given["y"], True)
     with pytest.raises(ValueError, match=rf"^{name}\b.*expected"):
-        module.conv_sm80_plan(module.DType.bf16, problem, *given["tile"], 0)
+        module.conv_sm80_plan(module.DType.bf16, problem, 108, (*given["tile"], 0), 0)
 
 
 def test_tensors_that_do_not_fit_are_refused_by_name() -> None:

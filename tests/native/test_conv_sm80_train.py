@@ -191,4 +191,4 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     operand = module.ConvOperand(64, 64, 0, (4, 4, 8), (1, 1), (1, 1), (0, 0), (1, 1), 8)
     problem = module.ConvProblem([operand], (1, 4, 4, 8), 1, 0, 64, False, moments=64)
     with pytest.raises(ValueError, match=r"^splits\b.*expected"):
-        module.conv_sm80_plan(module.DType.bf16, problem, 64, 64, 2, 64)
+        module.conv_sm80_plan(module.DType.bf16, problem, 108, (64, 64, 2, 0), 64)

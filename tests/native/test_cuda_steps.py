@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import pytest
 import torch
 from passes import Layer, Norm, check_finalize
 
 from fastres.backends import plans
+from fastres.backends.cuda import Cuda
 from fastres.backends.cuda_steps import CudaSteps, transposed
 from fastres.backends.emulator import Emulator
 from fastres.backends.steps import Affine, Geometry
@@ -32,15 +36,27 @@ LAYERS = {
 every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 
 
-@pytest.fixture
-def steps() -> CudaSteps:
-    return CudaSteps(Emulator())
+@pytest.fixture(params=["emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
+def steps(request: pytest.FixtureRequest) -> Iterator[CudaSteps]:
+    """On CPU tensors in the emulator; on a GPU with tensors made there."""
+    on_gpu = request.param == "cuda"
+    with torch.device("cuda") if on_gpu else nullcontext():
+        yield CudaSteps(Cuda() if on_gpu else Emulator())
 
 
 @every_half
 @every_layer
 def test_conv(steps: CudaSteps, layer: Layer, dtype: torch.dtype) -> None:
     layer.check_conv(steps, dtype)
+
+
+@every_half
+@pytest.mark.parametrize("name", ["3x3", "odd channels", "split depth"])
+def test_a_convolution_without_statistics_is_the_same(steps: CudaSteps, name: str, dtype: torch.dtype) -> None:
+    layer = LAYERS[name]
+    (x, prologue), weight = layer.input(dtype), layer.weight(dtype)
+    given = x, weight, layer.geometry, prologue
+    assert torch.equal(steps.conv_alone(*given), steps.conv(*given)[0])
 
 
 @every_half
@@ -76,15 +92,17 @@ def test_finalize(steps: CudaSteps, running: torch.dtype | None) -> None:
     check_finalize(steps, 40, running, affine_=running is not None)
 
 
-def test_who_computes_what(steps: CudaSteps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_computes_what(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours are dgrad at stride 1 and every forward pass, each in as few launches as its docstring says."""
     launched: list[str] = []
+    emulator = Emulator()
+    steps = CudaSteps(emulator)
 
     def run(work: plans.Work) -> torch.Tensor:
         launched.extend(plan.symbol for plan in work.plans)
         return work.result
 
-    monkeypatch.setattr(steps._backend, "run", run)
+    monkeypatch.setattr(emulator, "run", run)
     dtype = torch.bfloat16
 
     def conv(name: str) -> list[str]:

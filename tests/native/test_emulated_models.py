@@ -1,4 +1,4 @@
-"""Backend `emulator`: the cases of the selftest and whole models, through the CUDA kernels with no GPU."""
+"""Backends `emulator` and `emulator_sm90`: the selftest and whole models, through the CUDA kernels with no GPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from fastres.backends import ranking, registry
 from fastres.measure import parity
 
 HALVES = (torch.bfloat16, torch.float16)
+BACKENDS = {"emulator": "conv_sm80", "emulator_sm90": "conv_sm90"}  # and the kernel of every convolution but the stem
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-def test_every_case_of_the_selftest(dtype: torch.dtype) -> None:
-    outcomes = [selftest.run(case, "emulator", torch.device("cpu")) for case in selftest.cases([dtype])]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_case_of_the_selftest(backend: str, dtype: torch.dtype) -> None:
+    outcomes = [selftest.run(case, backend, torch.device("cpu")) for case in selftest.cases([dtype])]
     assert {outcome.status for outcome in outcomes} == {selftest.PASSED}, outcomes
 
 
@@ -33,20 +35,29 @@ def _randomise(model: nn.Module) -> None:
             nn.init.uniform_(module.running_var, 0.5, 1.5)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("resnet18", torch.bfloat16), ("resnet50", torch.float16)])
-def test_a_whole_model(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype"),
+    [
+        ("emulator", "resnet18", torch.bfloat16),
+        ("emulator", "resnet50", torch.float16),
+        ("emulator_sm90", "resnet50", torch.bfloat16),
+    ],
+)
+def test_a_whole_model(backend: str, name: str, dtype: torch.dtype) -> None:
     model = getattr(fastres, name)(num_classes=10).eval()
     _randomise(model)
     model = model.to(dtype)
     x = torch.randn(1, 3, 64, 64, dtype=dtype)
     with torch.inference_mode():
-        with fastres.use_backend("emulator"):
+        with fastres.use_backend(backend):
             emulated = model(x)
             report = fastres.explain(model, x)
         with fastres.use_backend("reference"):
             baseline = model(x)
             exact = model.double()(x.double())
-    assert {layer.backend for layer in report.layers} == {"emulator"}
+    assert {layer.backend for layer in report.layers} == {backend}
+    assert [layer.kernel for layer in report.layers] == ["stem"] + [BACKENDS[backend]] * (len(report.layers) - 1)
+    assert f"{backend} {BACKENDS[backend]} " in str(report)
     parity.check(emulated, exact, baseline)
 
 

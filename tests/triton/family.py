@@ -17,8 +17,9 @@ import fastres
 from fastres.kernels.conv import MERGED, conv
 from fastres.kernels.head import head
 from fastres.kernels.projection import projection
-from fastres.kernels.stem import stem
+from fastres.kernels.stem import stem, takes_pixels
 from fastres.layer import ConvBN
+from fastres.tuning import architecture, arithmetic, conv_tf32
 
 BATCHES = (1, 32, 256)
 SIZE = 224
@@ -97,7 +98,8 @@ def launch(problem: Problem, dtype: torch.dtype) -> None:
         head(x, torch.empty(first.filters, first.x[1], dtype=dtype), bias)
     elif operator == "stem":
         stem(x, weight, bias)
-        stem(_nhwc(first.x, torch.uint8), weight, bias, normalize=(torch.empty(3), torch.empty(3)))
+        if takes_pixels(arithmetic(dtype, conv_tf32()), architecture(x.device)):
+            stem(_nhwc(first.x, torch.uint8), weight, bias, normalize=(torch.empty(3), torch.empty(3)))
     elif shortcut is None:
         residual = _nhwc(first.out, dtype) if operator == "residual" else None
         stride, padding, dilation = geometry

@@ -163,32 +163,27 @@ def trained_norm(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_training_in_bfloat16(arch: int, tmp_path: Path) -> None:
-    def run() -> None:
-        trained_convolutions(torch.bfloat16)
-        trained_norm(torch.bfloat16)
-
-    kernels = compiled(arch, run)
-    assert {kernel.name for kernel in kernels} == {
-        "conv_kernel",
-        "dgrad_kernel",
-        "wgrad_kernel",
-        "merge_kernel",
-        "finalize_kernel",
-        "apply_kernel",
-        "sums_kernel",
-        "backward_kernel",
-        "ordered_sum_kernel",
-    }
+def test_trained_convolutions_in_bfloat16(arch: int, tmp_path: Path) -> None:
+    kernels = compiled(arch, lambda: trained_convolutions(torch.bfloat16))
+    expected = {"conv_kernel", "dgrad_kernel", "wgrad_kernel", "merge_kernel", "ordered_sum_kernel"}
+    assert {kernel.name for kernel in kernels} == expected
     for kernel in kernels:
         check(kernel, arch, tmp_path)
 
 
-@pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"])
-def test_training_in_float32(tf32: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+def test_trained_convolutions_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside the tensor cores, where operands take registers too."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for kernel in compiled(80, lambda: trained_convolutions(torch.float32)):
-        check(kernel, 80, tmp_path, exact=not tf32)
+        check(kernel, 80, tmp_path, exact=True)
+
+
+def test_trained_norm_in_bfloat16(tmp_path: Path) -> None:
+    kernels = compiled(90, lambda: trained_norm(torch.bfloat16))
+    expected = {"finalize_kernel", "apply_kernel", "sums_kernel", "backward_kernel", "ordered_sum_kernel"}
+    assert {kernel.name for kernel in kernels} == expected
+    for kernel in kernels:
+        check(kernel, 90, tmp_path)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -203,6 +198,25 @@ def test_float32_follows_the_switch(tf32: bool, arch: int, tmp_path: Path, monke
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
     for kernel in compiled(arch, lambda: every_kernel(torch.float32)):
         check(kernel, arch, tmp_path, exact=not tf32)
+
+
+def test_exact_float32_of_8_bit_pixels_on_sm_100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton would multiply in TF32 what was 8 bits: the backend normalises ahead, the launcher refuses."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    ones = torch.ones(64)
+    layer = torch.empty(64, 3, 7, 7), None, ones, ones, ones, ones, None, 1e-5, (2, 2), (3, 3), (1, 1), 1
+    pixels = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+
+    def run() -> None:
+        operator = torch.ops.fastres.stem_uint8
+        operator(pixels, *layer, 3, 2, 1, torch.float32, [0.5] * 3, [0.5] * 3, "triton")
+
+    (kernel,) = compiled(100, run)
+    check(kernel, 100, tmp_path, exact=True)
+    assert kernel.name == "stem_kernel"
+    refused = pytest.raises(ValueError, match="normalize: expected None in exact float32 on sm_100")
+    with target(100), refused:
+        stem(pixels, torch.empty(64, 7, 7, 3), ones, normalize=(torch.ones(3), torch.ones(3)))
 
 
 def test_sizes_are_not_specialised() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from passes import Layer, Norm, check_finalize, tiles
@@ -11,9 +13,15 @@ from fastres.backends.triton_steps import TritonSteps
 from fastres.kernels.statistics import merge
 from fastres.tuning import Tile
 
-pytestmark = pytest.mark.skipif(DEVICE == "cuda", reason="passes are checked on tensors of the CPU")
 STEPS = TritonSteps()
 SMALL = Tile(32, 16, 32, 4, 2, 2)  # of 2 splits
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device() -> Iterator[None]:
+    with torch.device(DEVICE):
+        yield
+
 
 LAYERS = {
     "3x3": Layer(image=(5, 4)),
@@ -22,7 +30,7 @@ LAYERS = {
     "1x1 / 2": Layer(c=32, image=(9, 8), kernel=(1, 1), padding=(0, 0), stride=(2, 2)),
     "5x2 / (3, 2), dilated": Layer(n=1, image=(9, 8), kernel=(5, 2), stride=(3, 2), dilation=(2, 3), padding=(5, 1)),
     "7x7 / 2, 3 channels, no prologue": Layer(
-        n=1, c=3, image=(13, 9), kernel=(7, 7), stride=(2, 2), padding=(3, 3), prologue=False
+        n=1, c=3, image=(9, 7), kernel=(7, 7), stride=(2, 2), padding=(3, 3), prologue=False
     ),
     "stride wider than the image": Layer(n=1, c=5, image=(1, 3), k=7, kernel=(1, 1), padding=(0, 0), stride=(3, 4)),
     "padding wider than the filter": Layer(n=1, c=5, image=(3, 4), k=7, kernel=(1, 2), padding=(2, 1), stride=(2, 1)),
@@ -46,6 +54,11 @@ def test_what_else_dgrad_may_be_asked(dtype: torch.dtype) -> None:
         LAYERS["3x3"].check_dgrad(STEPS, dtype, residual=True)
 
 
+def test_convolution_without_statistics(dtype: torch.dtype) -> None:
+    with tiles(SMALL):
+        LAYERS["1x1"].check_conv_alone(STEPS, dtype)
+
+
 def test_the_table_s_own_tiles(dtype: torch.dtype) -> None:
     layer = Layer(n=1, c=32, k=32)
     layer.check_conv(STEPS, dtype)
@@ -59,7 +72,7 @@ NORMS = {
     "shortcut": Norm(shortcut=True, relu=False),
     "shortcut, relu": Norm(shortcut=True),
     "projected": Norm(shortcut=True, projected=True),
-    "several tiles each way": Norm(c=150, image=(13, 11)),
+    "several tiles each way": Norm(n=1, c=150, image=(13, 11)),
     "one channel": Norm(c=1),
 }
 

@@ -37,8 +37,10 @@ def _text(size_of: str, get: str, program: ctypes.c_void_p) -> str:
     return buffer.value.decode()
 
 
-def compile_ptx(source: str, name: str, arch: str = "compute_90a", defines: tuple[str, ...] = ()) -> str:
-    """PTX of ``source``, whose diagnostics call it ``name``.
+def compile_ptx(
+    source: str, name: str, arch: str = "compute_90a", defines: tuple[str, ...] = (), include: Path | None = None
+) -> str:
+    """PTX of ``source``, whose diagnostics call it ``name``; what it includes is looked for in ``include``.
 
     Raises:
         RuntimeError: It doesn't compile; the message is the compiler's log.
@@ -47,6 +49,7 @@ def compile_ptx(source: str, name: str, arch: str = "compute_90a", defines: tupl
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None)
     options = [f"--gpu-architecture={arch}", "--std=c++17", "-lineinfo", *(f"-D{define}" for define in defines)]
+    options += [] if include is None else [f"--include-path={include}"]
     array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     failed = library.nvrtcCompileProgram(program, len(options), array)
     if failed:
