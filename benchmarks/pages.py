@@ -33,9 +33,9 @@ differ. What a figure means, and how to measure your own machine: [benchmarks](.
 
 Every result was held against a float64 oracle before it was timed. Contenders took turns, and ratios are taken round by
 round: median and, in brackets, quartiles. Above 1 is faster than the first contender of the table. The load is how many
-processes wanted a core as the run ended: where it is above the number of cores, others shared them, and times are longer
-than on an idle machine; ratios, and only they, stand. A roofline above 100 % has a ceiling that was measured in worse
-times than the contender.
+processes wanted a core as the run ended: where it is above the number of cores, others shared them, and times are
+longer than on an idle machine; ratios, and only they, stand. A roofline above 100 % has a ceiling that was measured in
+worse times than the contender.
 """
 
 _NO_GPU = """\
