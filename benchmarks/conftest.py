@@ -55,9 +55,11 @@ def replay(request: pytest.FixtureRequest, benchmark: Any) -> Replay:
         assert row["status"] == OK, row["reason"]
         seconds = median(row["samples"])
         benchmark.extra_info |= {key: row[key] for key in ("flops", "bytes", "parity", "memory")}
+        benchmark.extra_info["images/s"] = row["batch"] / seconds
         benchmark.extra_info["TFLOP/s"] = row["flops"] / seconds / 1e12
         benchmark.extra_info["GB/s"] = row["bytes"] / seconds / 1e9
         benchmark.extra_info["roofline"] = row["roofline_seconds"] / seconds
+        benchmark.extra_info["peak memory"] = row["memory"].get("tensor_bytes") or row["memory"].get("resident_bytes")
         samples = iter(row["samples"])
 
         def advance() -> None:

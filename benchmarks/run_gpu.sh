@@ -2,13 +2,19 @@
 # Measures this machine's GPU: run_gpu.sh STAGE [pytest arguments], or run_gpu.sh all.
 #
 #   tests      build the native module in place, then the tests that need a GPU
+#   selftest   every backend's cases; verifies fastres's own kernels on this GPU for 'auto'
+#   sanitizer  compute-sanitizer's four tools over a short list of the same cases, on fastres's own backends
 #   ceilings   memory bandwidth and matrix products
 #   layers     ResNet-50's convolutions and blocks in bfloat16, batch 1, 32, 256
-#   models     ResNet-50 against torchvision, torch.compile and cuDNN, likewise
+#   models     ResNet-50 against torchvision, torch.compile, TensorRT and cuDNN, likewise
 #   models-fp16, autotune   the same in float16, and against torch.compile's max-autotune
+#   latency    ResNet-50, batch 1: eager, and as CUDA graphs
+#   tuning     the Triton kernels' tiles for ResNet-50; they go into the user's table, and beside the record
+#   profile    ResNet-50 step by step, each fusion on and off: a record and a page
 #
 # A stage stands alone, ends within ten minutes, and leaves a record in benchmarks/results/<gpu>/<date>-<stage>.json,
-# which is written as it goes and shown at the end. The exit status is 0 only if all went well.
+# which is written as it goes and shown at the end; selftest, sanitizer and tuning leave what they print, as .txt. The
+# exit status is 0 only if all went well.
 # FASTRES_BENCH_DEVICE=cpu is a dry run on the CPU, with its records in a temporary folder. Others: settings.py; PYTHON;
 # FASTRES_BENCH_RESULTS, the folder for records.
 set -uo pipefail
@@ -17,10 +23,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export FASTRES_BENCH_DEVICE="${FASTRES_BENCH_DEVICE:-cuda}"
 python="${PYTHON:-python3}"
 dtype="${FASTRES_BENCH_DTYPES:-$([[ $FASTRES_BENCH_DEVICE == cpu ]] && echo float32 || echo bfloat16)}"
-all=(tests ceilings layers models models-fp16 autotune)
+all=(tests selftest sanitizer ceilings layers models models-fp16 autotune latency tuning profile)
 
 usage() {
-  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,19s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -49,6 +55,51 @@ tests() {
   limited "$python" -m pytest -m gpu tests "$@"
 }
 
+fastres() { limited "$python" -m fastres "$@"; }
+
+selftest() { # on a CPU without the emulator, which takes hours over it
+  [[ "$FASTRES_BENCH_DEVICE" != cpu ]] || set -- --backend onednn reference "$@"
+  fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@"
+}
+
+sanitizer() {
+  local tool status=0 backends=(cuda triton)
+  [[ $FASTRES_BENCH_DEVICE == cpu ]] && backends=(reference)
+  PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
+  command -v compute-sanitizer >/dev/null || {
+    echo "compute-sanitizer: not found on PATH, nor in CUDA_HOME/bin" >&2
+    return 1
+  }
+  # One allocation a tensor, so that a byte past its end is nobody's.
+  for tool in memcheck racecheck initcheck synccheck; do
+    echo "--- $tool"
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --signal=INT --kill-after=10 140 \
+      compute-sanitizer --tool "$tool" --error-exitcode 9 --launch-timeout 0 "$python" -m fastres selftest \
+      --device "$FASTRES_BENCH_DEVICE" --dtype "$dtype" --backend "${backends[@]}" \
+      --match 2x64x15x17 2x48x15x17 "groups 32" projection stem head "$@" || status=1
+  done
+  return $status
+}
+
+tuning() {
+  fastres tune resnet50 --dtype "$dtype" "$@" || return
+  cp "$("$python" -c 'from fastres import tuning; print(tuning.user_table())')" "$results/tuning.table"
+}
+
+profile() { # profile RECORD: of the first model and batch
+  local record="$1" models="${FASTRES_BENCH_MODELS:-resnet50}" batches="${FASTRES_BENCH_BATCHES:-32}"
+  shift
+  fastres profile "${models%%,*}" --batch "${batches%%,*}" --device "$FASTRES_BENCH_DEVICE" --dtype "$dtype" \
+    --rounds "${FASTRES_BENCH_ROUNDS:-15}" --seconds 400 --json "$record" --html "${record%.json}.html" "$@"
+}
+
+show() { # show RECORD, of any kind
+  case "$1" in
+    *-profile.json) ;; # has shown itself
+    *) "$python" -m fastres bench --show "$1" ;;
+  esac
+}
+
 stage() { # stage NAME [pytest arguments]
   local name="$1" record status
   shift
@@ -63,12 +114,23 @@ stage() { # stage NAME [pytest arguments]
       export FASTRES_BENCH_AGAINST="${FASTRES_BENCH_AGAINST:-eager-channels-last,compile-max-autotune,fastres-graph}"
       FASTRES_BENCH_DTYPES=bfloat16 suite "$record" benchmarks/bench_models.py "$@"
       ;;
+    latency)
+      export FASTRES_BENCH_AGAINST="${FASTRES_BENCH_AGAINST:-eager,eager-channels-last,eager-graph,fastres-graph}"
+      FASTRES_BENCH_DTYPES="$dtype" FASTRES_BENCH_BATCHES=1 suite "$record" benchmarks/bench_models.py "$@"
+      ;;
+    profile) profile "$record" "$@" ;;
+    selftest | sanitizer | tuning)
+      "$name" "$@" 2>&1 | tee "${record%.json}.txt"
+      status=${PIPESTATUS[0]}
+      [[ $status == 0 ]] || echo "stage $name failed with status $status" >&2
+      return "$status"
+      ;;
     *) usage ;;
   esac
   status=$?
   [[ $status == 0 ]] || echo "stage $name failed with status $status" >&2
   if [[ -f "$record" ]]; then
-    "$python" -m fastres bench --show "$record" || status=1
+    show "$record" || status=1
     echo "record: $record"
   elif [[ "$name" != tests ]]; then
     echo "stage $name left no record" >&2

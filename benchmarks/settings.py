@@ -24,4 +24,8 @@ def choice(name: str, cpu: str, gpu: str) -> list[str]:
 BATCHES = list(map(int, choice("BATCHES", "1", "1,32,256")))
 DTYPES = [getattr(torch, name) for name in choice("DTYPES", "float32", "bfloat16,float16")]
 MODELS = choice("MODELS", "resnet18,resnet50", "resnet50")
-AGAINST = choice("AGAINST", "eager,eager-channels-last", "eager,eager-channels-last,compile,eager-graph,fastres-graph")
+AGAINST = choice(
+    "AGAINST",
+    "eager,eager-channels-last,compile-freezing,onnxruntime,openvino",
+    "eager,eager-channels-last,compile,tensorrt,eager-graph,fastres-graph",
+)

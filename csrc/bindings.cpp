@@ -33,6 +33,7 @@ py::dict build_info() {
 #endif
   append_stem_names(kernels);
   append_bn_act_names(kernels);
+  append_bn_merge_names(kernels);
 #else
   info["cuda"] = py::none();
 #endif
@@ -246,10 +247,22 @@ void bind_bn_act(py::module_& m) {
   m.def(
       "bn_merge_plan",
       [](BnActPass pass, int slabs, int channels, uintptr_t partial, uintptr_t result) {
-        return plan_bn_merge(pass, slabs, channels, address(partial), address(result));
+        return plan_bn_merge(pass, {address(partial), address(result), slabs, channels, false});
       },
       py::arg("pass_"), py::arg("slabs"), py::arg("channels"), py::arg("partial"), py::arg("result"),
       "The launch that merges the partial results of a pass that reduces: [slabs, channels, 3 or 2].");
+  m.def(
+      "bn_finalize_plan",
+      [](int channels, int64_t values, float eps, float momentum, uintptr_t statistics, uintptr_t gamma, uintptr_t beta,
+         uintptr_t running_mean, uintptr_t running_var, uintptr_t vectors) {
+        return plan_bn_finalize({address(statistics), address<float>(gamma), address<float>(beta),
+                                 address<float>(running_mean), address<float>(running_var), address<float>(vectors),
+                                 channels, static_cast<float>(values), eps, momentum});
+      },
+      py::arg("channels"), py::arg("values"), py::arg("eps"), py::arg("momentum"), py::kw_only(), py::arg("statistics"),
+      py::arg("gamma") = 0, py::arg("beta") = 0, py::arg("running_mean") = 0, py::arg("running_var") = 0,
+      py::arg("vectors"),
+      "The launch that makes mean, invstd, scale and shift, [4, channels], of statistics; updates the running ones.");
 }
 
 #endif  // FASTRES_CUDA

@@ -143,7 +143,6 @@ struct BnActParams {
   int64_t values;                                // backward: what the sums are divided by
   void* partial;                  // floats [slabs + 1, channels, 3] for statistics, [slabs, channels, 2] for sums
   void* result;                   // floats [channels, 3]: count, mean, m2; or [channels, 2]: sum_g, sum_gx
-  int32_t from_origin;            // statistics: means are relative to those in partial's last row
   int32_t slabs, lanes, aligned;  // the plan's own
 };
 
@@ -151,8 +150,27 @@ struct BnActParams {
 int bn_act_slabs(DType dtype, int64_t rows, int channels);
 std::vector<Plan> plan_bn_act(DType dtype, BnActPass pass, const BnActParams& params);
 
-// The second launch of a pass that reduces, by itself: `partial` [slabs, channels, 3 or 2] -> `result`.
-Plan plan_bn_merge(BnActPass pass, int slabs, int channels, void* partial, void* result, bool from_origin = false);
 void append_bn_act_names(std::vector<KernelName>& names);
+
+struct BnMergeParams {
+  const void* partial;  // floats [slabs, channels, 3] for statistics, [slabs, channels, 2] for sums
+  void* result;         // floats [channels, 3] or [channels, 2]
+  int32_t slabs, channels;
+  int32_t from_origin;  // statistics: means are relative to those in a last row of partial
+};
+
+struct BnFinalizeParams {
+  const void* statistics;             // floats [channels, 3]
+  const float *gamma, *beta;          // [channels], or null for 1 and 0
+  float *running_mean, *running_var;  // [channels], updated; or null
+  float* vectors;                     // [4, channels]: mean, invstd, scale, shift
+  int32_t channels;
+  float values, eps, momentum;
+};
+
+// Also the second launch of a pass that reduces.
+Plan plan_bn_merge(BnActPass pass, const BnMergeParams& params);
+Plan plan_bn_finalize(const BnFinalizeParams& params);
+void append_bn_merge_names(std::vector<KernelName>& names);
 
 }  // namespace fastres

@@ -190,6 +190,7 @@ def projection(
     `downsample` fuses if it is an nn.Sequential of convolution and BatchNorm, after a pooling of its own or not.
     """
     pool, shortcut = _shortcut(downsample)
+    why: Any = None
     if shortcut is not None:
         layers = read(x, [(conv, bn), shortcut], (act,), block_input, backend)
         if not isinstance(layers, str):
@@ -200,20 +201,22 @@ def projection(
             trained = _train(x, (conv, bn), act, backend, block_input, shortcut)
             if isinstance(trained, Tensor):
                 return trained
-    layers = read(x, [(conv, bn)], (act,), block_input, backend)
-    if not isinstance(layers, str):
-        return conv_bn_act(x, conv, bn, _downsample(block_input, downsample, shortcut), act=act, backend=backend)
-    _plain(conv, x, layers)
+            why = trained
+    if not isinstance(read(x, [(conv, bn)], (act,), block_input, backend), str):
+        residual = _downsample(block_input, downsample, shortcut, backend)
+        return conv_bn_act(x, conv, bn, residual, act=act, backend=backend)
+    why = why or train_step.read(x, [(conv, bn)], (act,), None, backend)
+    _plain(conv, x, why if isinstance(why, str) else "the shortcut of its block may not fuse")
     y = bn(conv(x))
-    y += _downsample(block_input, downsample, shortcut)
+    y += _downsample(block_input, downsample, shortcut, backend)
     return F.relu(y) if act is None else act(y)
 
 
-def _downsample(x: Tensor, downsample: nn.Module, shortcut: tuple[nn.Module, nn.Module] | None) -> Tensor:
+def _downsample(x: Tensor, downsample: nn.Module, shortcut: train_step.Pair | None, backend: str) -> Tensor:
     if shortcut is not None:
-        why = read(x, [shortcut])
+        why: Any = read(x, [shortcut], backend=backend)
         if isinstance(why, str):
-            why = fusing.read_training(x, [shortcut])
+            why = train_step.read(x, [shortcut], (), None, backend)
         _plain(shortcut[0], x, why if isinstance(why, str) else "the end of its block may not fuse")
     return downsample(x)
 
@@ -273,6 +276,7 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
     """fc(flatten(avgpool(x))): global average pooling and the classifier, as one operator."""
     fusable = (
         not isinstance(x, fx.Proxy)
+        and not _wants_plain(backend)
         and module_obstacle(avgpool, nn.AdaptiveAvgPool2d) is None
         and avgpool.output_size in (1, (1, 1))
         and module_obstacle(fc, nn.Linear) is None

@@ -136,7 +136,7 @@ def _read_pair(conv: Any, bn: Any, training: bool = False) -> ConvBN | str:
         or bn._backward_hooks
         or bn._backward_pre_hooks
     ):
-        return _why_not(conv, bn)
+        return _why_not(conv, bn, training)
     of_conv: dict[str, Any] = conv._parameters
     of_bn: dict[str, Any] = bn._buffers
     try:
@@ -156,11 +156,11 @@ def _read_pair(conv: Any, bn: Any, training: bool = False) -> ConvBN | str:
     return ConvBN(weight, bias, gamma, beta, mean, var, steps, bn.eps, *geometry)
 
 
-def _why_not(conv: Any, bn: Any) -> str:
+def _why_not(conv: Any, bn: Any, training: bool) -> str:
     if type(bn) not in BATCH_NORMS:
         return f"{type(bn).__name__} is not exactly one of {', '.join(k.__name__ for k in BATCH_NORMS)}"
     if why := module_obstacle(conv, nn.Conv2d) or module_obstacle(bn, type(bn)):
         return why
-    if bn.training:
+    if bn.training and not training and type(bn) is not FrozenBatchNorm2d:
         return "BatchNorm is in training mode"
     return f"padding {conv.padding!r} in mode {conv.padding_mode!r}, not zeros of a given width"

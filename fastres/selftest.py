@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import ops, reference  # noqa: F401  ops registers torch.ops.fastres
 from .backends import registry, verification
-from .layer import ConvBN
+from .layer import Block, ConvBN, flatten
 from .measure.parity import ParityError, check
 from .pixels import MEAN, STD, Pixels
 
@@ -69,6 +69,8 @@ PROJECTIONS = (
 )
 STEMS = (Geometry(2, 3, 64, 48, 64, 7, 2, 3), Geometry(1, 3, 33, 35, 64, 7, 2, 3))
 POOL = (3, 2, 1)  # the stem's max pool: kernel, stride, padding
+# A stage of a projection block and two identity blocks: the second's residual is memory that may be written over.
+STAGES = (Geometry(2, 24, 9, 11, 64, 3, stride=2, padding=1),)
 HEADS = (Geometry(3, 512, 7, 7, 1000), Geometry(1, 2048, 3, 5, 10))
 
 
@@ -110,6 +112,8 @@ def cases(dtypes: Sequence[torch.dtype] = FLOATS) -> Iterator[Case]:
         for geometry in STEMS:
             yield Case("stem", geometry, dtype)
             yield Case("stem_uint8", geometry, dtype)
+        for geometry in STAGES:
+            yield Case("stage", geometry, dtype)
         for geometry in HEADS:
             yield Case("head", geometry, dtype, relu=False)
         yield Case("conv_bn_act", GEOMETRIES[0], dtype, residual=True, special=True)
@@ -204,6 +208,8 @@ def _problem(case: Case) -> list[Any]:
         x[0, 0, 0, 0], x[-1, -1, -1, -1], x[0, 1, 2, 3] = float("nan"), float("inf"), float("-inf")
     if case.operator == "head":
         return [x, torch.randn((g.k, g.c), generator=generator) / g.c**0.5, torch.randn(g.k, generator=generator)]
+    if case.operator == "stage":
+        return [x, _blocks(g, generator)]
     first = layer(g, generator)
     if case.operator == "stem":
         return [x, first]
@@ -213,9 +219,26 @@ def _problem(case: Case) -> list[Any]:
     return [x, first, torch.randn(first.out_size(x), generator=generator) if case.residual else None]
 
 
+def _blocks(g: Geometry, generator: torch.Generator) -> list[Block]:
+    """Bottlenecks of a quarter of the channels: the first with `g`'s stride and a projection, two more."""
+    width = g.k // 4
+
+    def branch(c: int, stride: int) -> tuple[ConvBN, ...]:
+        middle = Geometry(g.n, width, g.h, g.w, width, g.r, stride, g.padding)
+        ends = Geometry(g.n, c, g.h, g.w, width), Geometry(g.n, width, g.h, g.w, g.k)
+        return tuple(layer(geometry, generator) for geometry in (ends[0], middle, ends[1]))
+
+    shortcut = layer(Geometry(g.n, g.c, g.h, g.w, g.k, stride=g.stride), generator)
+    return [Block(branch(g.c, g.stride), shortcut), *(Block(branch(g.k, 1), None) for _ in range(2))]
+
+
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, ConvBN):
         return ConvBN._make(_to(field, device, dtype) if isinstance(field, Tensor) else field for field in value)
+    if isinstance(value, list):
+        return [_to(part, device, dtype) for part in value]
+    if isinstance(value, Block):
+        return Block(tuple(_to(part, device, dtype) for part in value.branch), _to(value.shortcut, device, dtype))
     if value is None or value.dtype == torch.uint8:
         return None if value is None else value.to(device)
     return value.to(device, dtype)
@@ -232,6 +255,8 @@ def _reference(case: Case, problem: list[Any], dtype: torch.dtype) -> Tensor:
 
 def _operator(case: Case, problem: list[Any], backend: str) -> Tensor:
     operator = getattr(torch.ops.fastres, case.operator).default
+    if case.operator == "stage":
+        return operator(problem[0], *flatten(problem[1]), backend)
     spread = [field for value in problem for field in (value if isinstance(value, ConvBN) else (value,))]
     pixels = (case.dtype, MEAN, STD) if case.operator == "stem_uint8" else ()
     return operator(*spread, *_flags(case), *pixels, backend)

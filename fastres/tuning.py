@@ -150,8 +150,9 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     if problem.family == "wgrad":
         return _wgrad(problem, numbers, arch, multiprocessors)
     exact = numbers == "float32"  # computed outside the tensor cores, where operands take registers too
-    least_n = 64 if exact else 32
-    m, n = (128 if problem.m > 64 else 64), min(128, _power_of_2(problem.n))
+    backward = problem.family == "dgrad"  # its epilogue's addresses take registers as well
+    least_n, most_n = (64 if exact else 32), (64 if exact and backward else 128)
+    m, n = (128 if problem.m > 64 else 64), min(most_n, _power_of_2(problem.n))
     while -(-problem.m // m) * -(-problem.n // n) * problem.groups < multiprocessors and (m > 64 or n > least_n):
         m, n = (64, n) if m > 64 else (m, n // 2)
     k = 16 if exact else 32 if numbers == "tf32" else 64
@@ -160,7 +161,8 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     stages = 4 if arch in (90, 100) and not exact else 3
     while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
         stages -= 1
-    return Tile(m, n, k, 8 if m * n >= 128 * (64 if exact else 128) else 4, stages)
+    wide = 64 if exact or (backward and numbers == "tf32") else 128
+    return Tile(m, n, k, 8 if m * n >= 128 * wide else 4, stages)
 
 
 def _wgrad(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:
@@ -168,8 +170,10 @@ def _wgrad(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> T
     exact = numbers == "float32"
     within = problem.c & -problem.c  # its largest power of two
     columns = problem.c * problem.taps
-    m, n = (128 if problem.n > 64 and not exact else 64), min(128, within if within >= 32 else _power_of_2(columns))
+    m, n = (128 if problem.n > 64 and not exact else 64), min(128, within)
     k = 16 if exact else 32 if numbers == "tf32" else 64
+    if within < 32:  # taps differ along the columns, and so do addresses and masks, which take registers
+        n, k = min(64, _power_of_2(columns)), min(k, 32)
     tiles = -(-problem.n // m) * -(-columns // n) * problem.groups
     splits = max(1, min(2 * multiprocessors // tiles, problem.m // (4 * k)))
     stages = 3

@@ -14,6 +14,20 @@ from typing import Any
 COMMANDS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND")
 
+# The texts of a chart that touch another one, or leave the chart.
+COLLISIONS = """
+[...document.querySelectorAll('svg')].flatMap(svg => {
+  const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
+  const frame = svg.getBoundingClientRect();
+  const outside = boxes.filter(([, b]) => b.left < frame.left - 1 || b.right > frame.right + 1 || b.top < frame.top - 1
+    || b.bottom > frame.bottom + 1).map(([text]) => [text, 'leaves the chart']);
+  const apart = (a, b) => a.right < b.left + 1 || b.right < a.left + 1 || a.bottom < b.top + 2 || b.bottom < a.top + 2;
+  const touching = boxes.flatMap(([text, a], i) => boxes.slice(i + 1).filter(([, b]) => !apart(a, b))
+    .map(([other]) => [text, other]));
+  return [...outside, ...touching];
+})
+"""
+
 
 def find() -> str | None:
     """The browser's program, or None."""

@@ -21,28 +21,39 @@ torch.set_num_threads(1)  # the images are small: a second thread would mostly w
 hypothesis.settings.register_profile("fastres", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("fastres")
 
-_NEEDS = {"gpu": "an NVIDIA GPU", "browser": "Chromium"}  # by marker
-_left_out: dict[str, list[str]] = {}
+_left_out: dict[str, list[str]] = {}  # by why
 
 
-def _lacking() -> list[str]:
-    """Markers of what this machine has not got."""
-    return [*(["gpu"] if not torch.cuda.is_available() else []), *(["browser"] if browser.find() is None else [])]
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sweep", action="store_true", help="also run what is marked `sweep`: minutes of compilation")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker in _lacking():
-        lacking = [item for item in items if item.get_closest_marker(marker)]
-        if lacking:
-            _left_out[marker] = [item.nodeid for item in lacking]
-            config.hook.pytest_deselected(items=lacking)
-            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    why = {item: _why_left_out(item) for item in items}
+    for item, reason in why.items():
+        if reason:
+            _left_out.setdefault(reason, []).append(item.nodeid)
+    config.hook.pytest_deselected(items=[item for item, reason in why.items() if reason])
+    items[:] = [item for item, reason in why.items() if not reason]
+
+
+def _why_left_out(item: pytest.Item) -> str:
+    """Why a test does not run here, or ""."""
+    gpu = item.get_closest_marker("gpu")
+    wanted = (gpu.args or (1,))[0] if gpu else 0
+    if torch.cuda.device_count() < wanted:
+        return "they need an NVIDIA GPU" if wanted == 1 else f"they need {wanted} NVIDIA GPUs"
+    if item.get_closest_marker("browser") and browser.find() is None:
+        return "they need Chromium"
+    if item.get_closest_marker("sweep") and not item.config.getoption("--sweep"):
+        return "they take minutes: run with --sweep"
+    return ""
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for marker, left_out in _left_out.items():
-        terminalreporter.section(f"{len(left_out)} tests not run: they need {_NEEDS[marker]}")
-        for name, count in Counter(nodeid.partition("[")[0] for nodeid in left_out).items():
+    for why, nodeids in _left_out.items():
+        terminalreporter.section(f"{len(nodeids)} tests not run: {why}")
+        for name, count in Counter(nodeid.partition("[")[0] for nodeid in nodeids).items():
             terminalreporter.line(f"{name} ({count})")
 
 

@@ -85,10 +85,17 @@ class Layer:
         assert statistics.shape == (self.k, 3)
         count = y.numel() // self.k
         assert (statistics[:, 0] == count).all()
-        var, mean = torch.var_mean(y.float(), (0, 2, 3), correction=0)
+        mean = y.float().mean((0, 2, 3))  # not var_mean, which sums in float64 on the CPU
+        var = (y.float() - channel(mean)).square().mean((0, 2, 3))
         var64, mean64 = torch.var_mean(y.double(), (0, 2, 3), correction=0)
         assert_right(statistics[:, 1], mean, mean64, f"mean of {self}")
         assert_right(statistics[:, 2] / count, var, var64, f"variance of {self}")
+
+    def check_conv_alone(self, steps: Steps, dtype: torch.dtype) -> None:
+        """That it is `check_conv`'s y, bit for bit."""
+        (x, prologue), weight = self.input(dtype), self.weight(dtype)
+        y = steps.conv_alone(x, weight, self.geometry, prologue)
+        assert torch.equal(y, steps.conv(x, weight, self.geometry, prologue)[0])
 
     def check_dgrad(self, steps: Steps, dtype: torch.dtype, residual: bool = False) -> None:
         gradient, weight = self.gradient(dtype), self.weight(dtype)
@@ -137,7 +144,7 @@ class Norm:
     def inputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Shortcut | None, Tensor]:
         """y, gamma, beta, shortcut, gradient; the last channel has a tiny variance."""
         y = torch.randn(self.n, self.c, *self.image) * 2 + channel(torch.randn(self.c))
-        y[:, -1] = y[:, -1] * 1e-2 + 1
+        y[:, -1] *= 1e-3
         like_y = [nhwc(torch.randn(y.shape).to(dtype)) for _ in range(2)]
         gamma, beta = affine(self.c)
         shortcut = Shortcut(like_y[0], affine(self.c) if self.projected else None) if self.shortcut else None
@@ -165,9 +172,16 @@ class Norm:
             whole = Shortcut((x.to(scale.dtype) * channel(scale) + channel(shift)).to(x.dtype) + added)
         return torch.autograd.grad(self.plain(*leaves, whole), [*leaves, added], gradient)
 
-    def check(self, steps: Steps, dtype: torch.dtype) -> None:
-        """Every pass after the convolution, one's results the next one's inputs."""
+    def check(self, steps: Steps, dtype: torch.dtype, not_finite: bool = False) -> None:
+        """Every pass after the convolution, one's results the next one's inputs.
+
+        With `not_finite`, NaN and infinities come with the shortcut: a gradient passes NaN.
+        """
         y, gamma, beta, shortcut, gradient = given = self.inputs(dtype)
+        if not_finite:
+            assert shortcut is not None
+            for place, value in enumerate(("nan", "inf", "-inf")):
+                shortcut.x[:, place::5, 1, 1] = float(value)
         values = y.numel() // self.c
         var, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
         statistics = torch.stack([torch.full_like(mean, values), mean, var * values], 1).float()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 def step(model: nn.Module, x: Tensor, train: bool = True) -> dict[str, Tensor]:
     """By name: the output, the gradients of the input and of the parameters, and the buffers after the step."""
+    model.zero_grad()
     x = x.detach().clone().requires_grad_()
     inner = getattr(model, "_orig_mod", model)  # of a compiled one
     out = model.train(train)(x)
@@ -36,12 +37,16 @@ def assert_same_step(ours: nn.Module, theirs: nn.Module, x: Tensor, **kwargs: An
 
 
 def assert_step_is_right(ours: nn.Module, theirs: nn.Module, x: Tensor, **kwargs: Any) -> None:
-    """Fails unless every tensor of our step keeps the tolerance rule."""
+    """Fails unless our step keeps the tolerance rule: the output, and everything else as one, by each largest value.
+
+    As one, because the rule compares largest errors, and among a vector's few values those are luck.
+    """
     oracle = step(to_oracle(copy.deepcopy(theirs)), to_oracle(x), **kwargs)
     found, expected = (step(model, x, **kwargs) for model in (ours, theirs))
     assert list(found) == list(expected)
-    for name, tensor in found.items():
-        if tensor.is_floating_point():
-            assert_right(tensor, expected[name], oracle[name], name)
-        else:
-            assert torch.equal(tensor, expected[name]), name
+    assert_right(found["output"], expected["output"], oracle["output"])
+    assert_right(*(_as_one(tensors, oracle) for tensors in (found, expected, oracle)))
+
+
+def _as_one(tensors: dict[str, Tensor], scales: dict[str, Tensor]) -> Tensor:
+    return torch.cat([(tensor / scales[name].abs().max().to(tensor)).flatten() for name, tensor in tensors.items()])

@@ -135,7 +135,7 @@ def test_the_models_backend_reaches_every_part() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(ValueError, match="unknown backend 'tensorrt', expected one of 'auto', 'reference'"):
+    with pytest.raises(ValueError, match="unknown backend 'tensorrt', expected one of 'auto', 'plain', 'reference'"):
         fastres.use_backend("tensorrt").__enter__()
 
 

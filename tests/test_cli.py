@@ -16,6 +16,7 @@ import torch
 import fastres
 import fastres.data
 from fastres import cli
+from fastres.backends import registry, verification
 from fastres.cli import errors, info
 from fastres.measure.environment import environment
 
@@ -203,6 +204,29 @@ def test_info_names_every_backend_and_why_one_is_missing(main: Run) -> None:
     status, out, _ = main("info", "--json")
     assert status == 0
     assert {name: b["unavailable"] for name, b in json.loads(out)["backends"].items()} == fastres.backends()
+
+
+def test_info_tells_where_our_kernels_are_verified(main: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FASTRES_CACHE", str(tmp_path))
+    verification.records.cache_clear()
+    try:
+        assert "; verified on no architecture yet; emulated" in _line(main("info")[1], "backend triton")
+        fingerprint = registry.find("triton").fingerprint()
+        for arch, source in (("sm_90", fingerprint), ("sm_80", fingerprint), ("sm_100", "of other sources")):
+            verification.add(verification.Record("triton", arch, str(source)))
+        assert "; verified on sm_80, sm_90; emulated" in _line(main("info")[1], "backend triton")
+        facts = json.loads(main("info", "--json")[1])["backends"]
+    finally:
+        monkeypatch.undo()
+        verification.records.cache_clear()
+    assert facts["triton"]["verified"] == ["sm_80", "sm_90"]
+    assert facts["cuda"]["verified"] == []
+    assert facts["cudnn"]["verified"] is facts["onednn"]["verified"] is None
+
+
+def _line(text: str, start: str) -> str:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"{start} "))
+    return line
 
 
 def test_info_tells_the_native_module_and_that_no_gpu_has_run_its_kernels(

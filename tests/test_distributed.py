@@ -82,21 +82,30 @@ def batch() -> tuple[Tensor, Tensor]:
     return image(8, 3, 16, 16, dtype=torch.float64), torch.arange(8)
 
 
-def rank_main(out: str) -> None:
-    """One rank's half of the batch, with statistics synchronized; what it got is saved."""
+def rank_main(out: str, kind: str) -> None:
+    """One rank's half of the batch, with statistics synchronized; what it got is saved.
+
+    torch's own SyncBatchNorm takes no CPU tensor, so that a step of it shows that every one was fused.
+    """
     torch.set_num_threads(1)
     with distributed.world(torch.device("cpu")) as world:
-        model = distributed.synchronize_batch_norm(network(), torch.device("cpu"))
+        model = network()
+        if kind == "plain":
+            model = DistributedDataParallel(distributed.synchronize_batch_norm(model, torch.device("cpu")))
+        else:
+            model = DistributedDataParallel(model)  # which asks whether such layers are on a GPU
+            model.module = nn.SyncBatchNorm.convert_sync_batchnorm(model.module)
         x, y = batch()
-        found = step(DistributedDataParallel(model), x[world.shard], y[world.shard])
+        found = step(model, x[world.shard], y[world.shard])
         torch.save(found, f"{out}/{world.rank}.pt")
         assert world.agree(f"from {world.rank}") == "from 0"
         assert world.any(world.rank == 1)
         assert not world.any(False)
 
 
-def test_two_processes_with_synchronized_statistics_are_one(tmp_path: Path) -> None:
-    for status, _, stderr in ended(launch([__file__, str(tmp_path)])):
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_two_processes_with_synchronized_statistics_are_one(kind: str, tmp_path: Path) -> None:
+    for status, _, stderr in ended(launch([__file__, str(tmp_path), kind])):
         assert status == 0, stderr
     one = step(network(), *batch())
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
@@ -185,4 +194,4 @@ def test_a_batch_that_processes_cannot_share(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    rank_main(sys.argv[1])
+    rank_main(*sys.argv[1:])

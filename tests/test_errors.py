@@ -144,7 +144,7 @@ def test_operator(case: str, backend: str) -> None:
 
 
 def test_unknown_backend() -> None:
-    message = "backend: unknown backend 'tensorrt', expected one of 'auto', 'reference', 'onednn'"
+    message = "backend: unknown backend 'tensorrt', expected one of 'auto', 'plain', 'reference', 'onednn'"
     with pytest.raises(ValueError, match=message):
         fastres.ResNet18(backend="tensorrt")
     ours, theirs = small_pair()

@@ -181,6 +181,7 @@ def test_contenders_say_what_they_cannot_run():
     missing = contenders.Contender("x", lambda model, x: None, needs=("no_such_package",))
     assert missing.unavailable(SMALL) == "not installed: no_such_package"
     assert contenders.get("openvino").unavailable(half)
+    assert contenders.get("tensorrt").unavailable(SMALL)
 
 
 def test_compare_times_the_right_and_only_those():

@@ -59,6 +59,21 @@ def test_the_wheel_holds_every_module_the_data_and_the_native_module(shipped: Sh
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 
 
+def test_what_was_built_in_place_is_not_packaged(tmp_path: Path) -> None:
+    """Old PTX beside the sources would end in the wheel, and setuptools warn of a package that nobody listed."""
+    left_out = shutil.ignore_patterns(
+        ".*", "build", "*.egg-info", "__pycache__", "*.so", "ptx", "csrc", "tests", "docs"
+    )
+    sources = shutil.copytree(ROOT, tmp_path / "sources", ignore=left_out)
+    (sources / "fastres" / "ptx").mkdir()
+    (sources / "fastres" / "ptx" / "old.ptx").touch()
+    command = [sys.executable, "setup.py", "build_py", "--build-lib", tmp_path / "built"]
+    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, check=True)
+    assert "absent from the `packages`" not in done.stdout + done.stderr
+    assert (tmp_path / "built" / "fastres" / "data" / "tuning.json").is_file()
+    assert not (tmp_path / "built" / "fastres" / "ptx").exists()
+
+
 def test_metadata(shipped: Shipped) -> None:
     _, described, commands = shipped
     assert described["Name"] == "fastres"

@@ -22,20 +22,6 @@ EVERY = {
     "a GPU, all fused": made_up("resnet50", "cuda", ()),
 }
 
-# The texts of a chart that touch another one, or leave the chart.
-_COLLISIONS = """
-[...document.querySelectorAll('svg')].flatMap(svg => {
-  const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
-  const frame = svg.getBoundingClientRect();
-  const outside = boxes.filter(([, b]) => b.left < frame.left - 1 || b.right > frame.right + 1 || b.top < frame.top - 1
-    || b.bottom > frame.bottom + 1).map(([text]) => [text, 'leaves the chart']);
-  const apart = (a, b) => a.right < b.left + 1 || b.right < a.left + 1 || a.bottom < b.top + 2 || b.bottom < a.top + 2;
-  const touching = boxes.flatMap(([text, a], i) => boxes.slice(i + 1).filter(([, b]) => !apart(a, b))
-    .map(([other]) => [text, other]));
-  return [...outside, ...touching];
-})
-"""
-
 
 @pytest.fixture(params=EVERY, scope="module")
 def record(request: pytest.FixtureRequest) -> dict[str, Any]:
@@ -156,7 +142,9 @@ def test_ticks_are_round_and_reach_the_top() -> None:
 @pytest.mark.parametrize("width", [1000, 700])
 def test_in_a_browser_nothing_overlaps_or_is_cut_off(record: dict[str, Any], width: int, tmp_path: Path) -> None:
     html = page.page(record)
-    seen = browser.ask(html, f"[{_COLLISIONS}, document.documentElement.scrollWidth, innerWidth]", tmp_path, width)
+    seen = browser.ask(
+        html, f"[{browser.COLLISIONS}, document.documentElement.scrollWidth, innerWidth]", tmp_path, width
+    )
     collisions, needed, given = seen
     assert collisions == []
     assert (needed, given) == (width, width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from fastres.cli import main
+from fastres.emulator.triton import emulated
 from fastres.measure import kernels, memory, profile, profile_tables, results, traffic, variants
 from fastres.measure.parity import check
 from fastres.measure.roofline import Ceilings
@@ -98,6 +100,27 @@ def test_onednn_says_which_implementation_ran_and_what_it_fused() -> None:
     (apart,) = kernels.names(made.calls["unfused"], CPU)
     assert name == f"{apart}+sum+relu"
     assert kernels.names(lambda: None, CPU) == []
+
+
+def test_triton_says_its_tiles() -> None:
+    with emulated(80), torch.inference_mode():
+        made = variants.concrete(_step("residual"), torch.bfloat16, CPU, "triton")
+        made.restore()
+        check(made.calls["residual"](), made.expected64, made.baseline)
+    assert set(made.tiles) == set(made.calls)
+    assert made.tiles["library"] == []
+    (tile,) = made.tiles["residual"]
+    assert re.fullmatch(r"conv \d+x\d+x\d+, \d warps, \d stages", tile)
+
+
+def test_a_call_that_no_graph_can_hold_fails_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(call: Any, device: torch.device) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(variants, "captured", refuse)
+    call = variants._on_gpu(lambda: torch.ones(1), torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        call()
 
 
 def test_output_of_libraries_is_collected_and_ours_restored(capfd: pytest.CaptureFixture[str]) -> None:

@@ -83,7 +83,16 @@ class Breaks(Ours):
         raise RuntimeError("CUDA error: misaligned address\nsecond line")
 
 
-@pytest.mark.parametrize("wrong", [DropsResidual, LosesNaN, LeavesACorner, Rounds, Breaks])
+class OverwritesWhatItReads(Ours):
+    """Right until the residual may be written over."""
+
+    def conv(self, x: Tensor, prepared: Any, relu: bool, residual: Any = None, overwrite: bool = False) -> Tensor:
+        if overwrite and residual is not None:
+            residual.zero_()
+        return super().conv(x, prepared, relu, residual)
+
+
+@pytest.mark.parametrize("wrong", [OverwritesWhatItReads, DropsResidual, LosesNaN, LeavesACorner, Rounds, Breaks])
 def test_a_wrong_backend_fails(ours: Ours, monkeypatch: pytest.MonkeyPatch, wrong: type[Ours]) -> None:
     monkeypatch.setitem(registry._registered, "ours", wrong())
     outcomes = [selftest.run(case, "ours", CPU) for case in selftest.cases([torch.float32])]
@@ -133,7 +142,17 @@ def test_a_damaged_file_is_empty_with_a_warning(ours: Ours, content: str) -> Non
 
 def test_command(ours: Ours, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest", "--backend", "ours", "--dtype", "float32", "--device", "cpu"]) == 0
-    assert "ours on cpu: 63 passed" in capsys.readouterr().out
+    assert "ours on cpu: 64 passed" in capsys.readouterr().out
+
+
+def test_command_of_some_cases_records_nothing(
+    ours: Ours, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(selftest, "verify", lambda *args: pytest.fail("a few cases verify nothing"))
+    assert main(["selftest", "--backend", "ours", "--device", "cpu", "--match", "stem_uint8 float32", "1x2048"]) == 0
+    assert "ours on cpu: 5 passed" in capsys.readouterr().out
+    assert main(["selftest", "--backend", "ours", "--match", "no such case"]) == 2
+    assert "argument --match: no case has 'no such case'" in capsys.readouterr().err
 
 
 def test_command_fails_with_the_cases_named(

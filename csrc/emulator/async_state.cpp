@@ -225,8 +225,7 @@ void report(Warp& w, const Instruction& i, int lane, const char* kind, std::stri
   w.block.machine.fault(std::move(finding), w, i, lane);
 }
 
-void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, const std::string& what,
-            bool changes) {
+void report(Warp& w, const Instruction& i, int lane, const Conflict& conflict, const std::string& what, bool changes) {
   const std::string earlier = std::string(conflict.other_proxy == Proxy::Async ? "an asynchronous " : "a ") +
                               (conflict.other_wrote ? "write" : "read");
   if (conflict.kind == Conflict::Kind::kProxy) {

@@ -14,14 +14,13 @@
 // in 16 bits is 411 MB a tensor: 0.1 ms at 4 TB/s for the statistics, 0.3 ms for apply with a residual.
 //
 // Layout: [rows, C], rows = N*H*W of NHWC tensors. A thread has one chunk of 16 bytes of channels and walks down the
-// rows of its block's slab, so that what belongs to a channel is read once. Threads, then slabs, are merged in a fixed
-// order: a sum is the same on every run. Slabs may be tiles of a convolution, whose epilogue left their statistics.
+// rows of its block's slab, so that what belongs to a channel is read once. Threads, then slabs (by bn_merge.cu), are
+// merged in a fixed order: a sum is the same on every run.
 
 #include <algorithm>
 #include <tuple>
-#include <type_traits>
 
-#include "kernels/moments.h"
+#include "kernels/merge.h"
 #include "params.h"
 #include "plan.h"
 #include "ptx/element.h"
@@ -33,7 +32,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRowsPerThread = 8;  // a slab's length, at least
 constexpr int kMaxSlabs = 2048;
-constexpr int kMergeChannels = 8;  // of a block that merges slabs: its threads share the slabs of each
 
 // What this thread works on: a chunk of channels, and every `stride`-th row from `row` on.
 template <class T>
@@ -66,63 +64,19 @@ struct Share {
   }
 };
 
-struct GradientSums {
-  float g = 0.f, gx = 0.f;
-
-  __device__ void merge(const GradientSums& other) {
-    g += other.g;
-    gx += other.gx;
-  }
-};
-
-// Merges what threads `period` apart hold, in a fixed order, into the first `period` of them.
-template <class Value>
-__device__ void merge_threads(Value* shared, int period, int values) {
-  for (int distance = kThreads / 2; distance >= period; distance /= 2) {
-    __syncthreads();
-    if (threadIdx.x >= distance) continue;
-    for (int i = 0; i < values; ++i) {
-      Value* mine = shared + i * kThreads + threadIdx.x;
-      mine->merge(mine[distance]);
-    }
-  }
-}
-
 // Merges the threads that share channels; the first of them writes params.partial[slab][channel].
 template <class T, class Value>
 __device__ void merge_block(const BnActParams& params, const Share<T>& share, const Value (&mine)[Share<T>::kVector]) {
   __shared__ Value shared[Share<T>::kVector * kThreads];
 #pragma unroll
   for (int i = 0; i < Share<T>::kVector; ++i) shared[i * kThreads + threadIdx.x] = mine[i];
-  merge_threads(shared, params.lanes, Share<T>::kVector);
+  merge_threads<kThreads>(shared, params.lanes, Share<T>::kVector);
   if (threadIdx.x < params.lanes) {
     Value* partial = static_cast<Value*>(params.partial) + int64_t{blockIdx.x} * params.channels + share.column;
 #pragma unroll
     for (int i = 0; i < Share<T>::kVector; ++i)
       if (i < share.count) partial[i] = shared[i * kThreads + threadIdx.x];
   }
-}
-
-// Merges slabs: those that each of the threads of a channel walks through, then the threads.
-template <class Value>
-__device__ void merge_slabs(const BnActParams& params) {
-  __shared__ Value shared[kThreads];
-  const int channel = blockIdx.x * kMergeChannels + threadIdx.x % kMergeChannels;
-  Value value;
-  if (channel < params.channels) {
-#pragma unroll 4
-    for (int slab = threadIdx.x / kMergeChannels; slab < params.slabs; slab += kThreads / kMergeChannels)
-      value.merge(static_cast<const Value*>(params.partial)[int64_t{slab} * params.channels + channel]);
-  }
-  shared[threadIdx.x] = value;
-  merge_threads(shared, kMergeChannels, 1);
-  if (threadIdx.x >= kMergeChannels || channel >= params.channels) return;
-  value = shared[threadIdx.x];
-  if (params.from_origin) {
-    if constexpr (std::is_same_v<Value, Moments>)
-      value.mean += static_cast<const Value*>(params.partial)[int64_t{params.slabs} * params.channels + channel].mean;
-  }
-  static_cast<Value*>(params.result)[channel] = value;
 }
 
 template <class T>
@@ -270,10 +224,6 @@ __device__ void backward(const BnActParams& params) {
   FASTRES_BN_OF(X, bf16, Bf16) \
   FASTRES_BN_OF(X, fp16, Fp16) \
   FASTRES_BN_OF(X, fp32, Tf32)
-#define FASTRES_MERGE_KERNELS(X)                                     \
-  X(bn_merge_statistics, merge_slabs<Moments>, kStatistics, Tf32, 3) \
-  X(bn_merge_sums, merge_slabs<GradientSums>, kSums, Tf32, 3)
-
 }  // namespace
 
 #define FASTRES_DEFINE(name, body, pass, Element, blocks)                                                           \
@@ -281,7 +231,6 @@ __device__ void backward(const BnActParams& params) {
     body(params);                                                                                                   \
   }
 FASTRES_BN_KERNELS(FASTRES_DEFINE)
-FASTRES_MERGE_KERNELS(FASTRES_DEFINE)
 #undef FASTRES_DEFINE
 
 // --- launcher -------------------------------------------------------------------------------------------------------
@@ -298,7 +247,6 @@ struct Instance {
 #define FASTRES_LIST(name, body, pass, Element, blocks) \
   {#name, reinterpret_cast<const void*>(name), BnActPass::pass, DType::k##Element},
 const Instance kInstances[] = {FASTRES_BN_KERNELS(FASTRES_LIST)};
-const Instance kMerges[] = {FASTRES_MERGE_KERNELS(FASTRES_LIST)};
 #undef FASTRES_LIST
 
 int vector_of(DType dtype) {
@@ -357,29 +305,15 @@ std::vector<Plan> plan_bn_act(DType dtype, BnActPass pass, const BnActParams& gi
   for (const Instance& instance : kInstances)
     if (instance.dtype == dtype && instance.pass == pass)
       plans.push_back(make_plan(instance.symbol, "bn_act", instance.host, grid, kThreads, 0, params));
-  const bool from_origin = pass == BnActPass::kStatistics;
-  if (!writes)
-    plans.push_back(plan_bn_merge(pass, params.slabs, params.channels, params.partial, params.result, from_origin));
+  if (!writes) {
+    const bool from_origin = pass == BnActPass::kStatistics;
+    plans.push_back(plan_bn_merge(pass, {params.partial, params.result, params.slabs, params.channels, from_origin}));
+  }
   return plans;
-}
-
-Plan plan_bn_merge(BnActPass pass, int slabs, int channels, void* partial, void* result, bool from_origin) {
-  require(slabs > 0, "slabs", slabs, "a positive number");
-  require(channels > 0, "channels", channels, "a positive number");
-  require_address(partial, 4, "partial");
-  require_address(result, 4, "result");
-  BnActParams params{};
-  params.slabs = slabs, params.channels = channels;
-  params.partial = partial, params.result = result, params.from_origin = from_origin;
-  const Dim3 grid{static_cast<uint32_t>(ceil_div64(channels, kMergeChannels))};
-  for (const Instance& instance : kMerges)
-    if (instance.pass == pass) return make_plan(instance.symbol, "bn_act", instance.host, grid, kThreads, 0, params);
-  throw std::invalid_argument("pass: expected one that reduces, statistics or sums");
 }
 
 void append_bn_act_names(std::vector<KernelName>& names) {
   for (const Instance& instance : kInstances) names.push_back({instance.symbol, "bn_act"});
-  for (const Instance& instance : kMerges) names.push_back({instance.symbol, "bn_act"});
 }
 
 }  // namespace fastres

@@ -1,4 +1,4 @@
-"""Launches of csrc/kernels/bn_act.cu: BatchNorm with ReLU and residual, forward and backward.
+"""Launches of csrc/kernels/bn_act.cu and bn_merge.cu: BatchNorm with ReLU and residual, forward and backward.
 
 Tensors are [N, C, H, W], dense in channels_last, of bfloat16, float16 or float32; what belongs to a channel is a
 float32 vector [C]. Every function raises ValueError, by name, for a tensor that does not fit. Running the launches is
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import native
 from .plans import Work, check_dense, dtype_of
-from .steps import Affine, Moments, Relu, Shortcut
+from .steps import Affine, Moments, Relu, Running, Shortcut
 
 Named = Mapping[str, Tensor | None]
 
@@ -35,6 +35,32 @@ def merge(partial: Tensor) -> Work:
     kind = module.BnActPass.statistics
     plan = module.bn_merge_plan(kind, tiles, channels, partial.data_ptr(), result.data_ptr())
     return Work([plan], [partial], [], result)
+
+
+def finalize(
+    statistics: Tensor,
+    values: int,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    running: Running | None = None,
+) -> Work:
+    """[4, C]: mean, invstd, scale and shift of `statistics`, [C, 3]; updates the running statistics, float32, in place.
+
+    Else as `Steps.finalize`.
+    """
+    channels = statistics.shape[0]
+    _check_reduced("statistics", statistics, channels, 3)
+    result = torch.empty((4, channels), dtype=torch.float32, device=statistics.device)
+    mean, var, momentum = running or (None, None, 0.0)
+    for kept in running[:2] if running else ():
+        if not kept.is_contiguous():
+            raise ValueError(f"running: expected contiguous vectors, got one of strides {kept.stride()}")
+    given = {"gamma": gamma, "beta": beta, "running_mean": mean, "running_var": var}
+    vectors = {name: _vector(name, v, channels, statistics.device) for name, v in given.items() if v is not None}
+    addresses = {name: v.data_ptr() for name, v in {**vectors, "statistics": statistics, "vectors": result}.items()}
+    plan = native.require().bn_finalize_plan(channels, values, eps, momentum, **addresses)
+    return Work([plan], [statistics, *vectors.values()], [], result)
 
 
 def apply(y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Work:
@@ -64,8 +90,7 @@ def backward(
 
     `sums` is what `gradient_sums` gave. `masked`, like y, is written if given: the gradient behind the ReLU.
     """
-    if sums.shape != (y.shape[1], 2) or sums.dtype != torch.float32 or not sums.is_contiguous():
-        raise ValueError(f"sums: expected float32 [{y.shape[1]}, 2], got {sums.dtype} {tuple(sums.shape)}")
+    _check_reduced("sums", sums, y.shape[1], 2)
     result = gradient if overwrite else torch.empty_like(y)
     tensors, vectors = _argument(relu)
     vectors |= {"mean": moments.mean, "invstd": moments.invstd, "gradient_scale": moments.scale}
@@ -140,15 +165,11 @@ def _work(
             check_dense(said, tensor, y)
             if tensor.shape != y.shape:
                 raise ValueError(f"{said}: expected {tuple(y.shape)}, that of y, got {tuple(tensor.shape)}")
-    given = {}
-    for name, tensor in vectors.items():
-        if tensor is None:
-            continue
-        if tensor.shape != (channels,) or tensor.dtype != torch.float32 or tensor.device != y.device:
-            got = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
-            said = _SAID.get(name, name)
-            raise ValueError(f"{said}: expected float32 [{channels}] on {y.device}, got {got}")
-        given[name] = tensor.contiguous()
+    given = {
+        name: _vector(_SAID.get(name, name), vector, channels, y.device)
+        for name, vector in vectors.items()
+        if vector is not None
+    }
     named = {**tensors, **given, **written, "partial": partial, "result": sums}
     addresses: dict[str, Any] = {name: tensor.data_ptr() for name, tensor in named.items() if tensor is not None}
     rows = y.numel() // channels
@@ -159,3 +180,16 @@ def _work(
         reads.append(sums)
     scratch = [tensor for tensor in (*written.values(), partial) if tensor is not None and tensor is not result]
     return Work(plans, reads, scratch, result)
+
+
+def _vector(name: str, vector: Tensor, channels: int, device: torch.device) -> Tensor:
+    if vector.shape != (channels,) or vector.dtype != torch.float32 or vector.device != device:
+        got = f"{vector.dtype} {tuple(vector.shape)} on {vector.device}"
+        raise ValueError(f"{name}: expected float32 [{channels}] on {device}, got {got}")
+    return vector.contiguous()
+
+
+def _check_reduced(name: str, reduced: Tensor, channels: int, values: int) -> None:
+    if reduced.shape != (channels, values) or reduced.dtype != torch.float32 or not reduced.is_contiguous():
+        got = f"{reduced.dtype} {tuple(reduced.shape)}"
+        raise ValueError(f"{name}: expected float32 [{channels}, {values}], dense, got {got}")

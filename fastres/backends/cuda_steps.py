@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import bn_plans, plans
-from .steps import Affine, Geometry, Moments, Relu, Shortcut, Steps
+from .reference_steps import conv_backward
+from .steps import Affine, Geometry, Moments, Relu, Running, Shortcut, Steps
 
 
 class CudaSteps(Steps):
@@ -31,14 +32,40 @@ class CudaSteps(Steps):
         writes as much; where the depth is split, which takes an output too small to fill the GPU, so are the
         statistics, which read y.
         """
+        work = self._conv(x, weight, geometry, prologue, moments=True)
+        y = self._backend.run(work)
+        of_tiles = work.moments
+        return y, self._backend.run(bn_plans.statistics(y) if of_tiles is None else bn_plans.merge(of_tiles))
+
+    def conv_alone(self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None) -> Tensor:
+        return self._backend.run(self._conv(x, weight, geometry, prologue, moments=False))
+
+    def _conv(
+        self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None, moments: bool
+    ) -> plans.Work:
         if prologue is not None and not plans.takes_prologue(x, geometry.groups):
             x, prologue = self.apply(x, prologue), None
         operands = [(x, plans.pack(weight, None, geometry))]
         sms = self._backend.multiprocessors(x.device)
-        work = plans.convolution(operands, False, prologue=prologue, moments=True, sms=sms)
-        y = self._backend.run(work)
-        of_tiles = work.moments
-        return y, self._backend.run(bn_plans.statistics(y) if of_tiles is None else bn_plans.merge(of_tiles))
+        return plans.convolution(operands, False, prologue=prologue, moments=moments, sms=sms)
+
+    def finalize(
+        self,
+        statistics: Tensor,
+        values: int,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        eps: float,
+        running: Running | None = None,
+    ) -> tuple[Moments, Affine]:
+        """One launch, where running statistics are contiguous and float32; else in PyTorch's operators."""
+        for kept in running[:2] if running else ():
+            if kept.dtype != torch.float32 or not kept.is_contiguous():
+                return super().finalize(statistics, values, gamma, beta, eps, running)
+        gamma, beta = (None if vector is None else vector.float() for vector in (gamma, beta))
+        work = bn_plans.finalize(statistics, values, gamma, beta, eps, running)
+        mean, invstd, scale, shift = self._backend.run(work)
+        return Moments(mean, invstd, scale, values), Affine(scale, shift)
 
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         return self._backend.run(bn_plans.apply(y, affine, shortcut, relu))
@@ -70,9 +97,11 @@ class CudaSteps(Steps):
         """
         convolution = transposed(weight, geometry)
         if convolution is None:
-            x = torch.empty(size, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
-            result = _library(gradient, x, weight, geometry, "input").contiguous(memory_format=torch.channels_last)
-            return result if residual is None else result.add_(residual)
+            # By the strides of this weight, even of one of 1x1, cuDNN takes the gradient as it is, in channels_last.
+            dy, w = _of_library(gradient), _of_library(weight).clone(memory_format=torch.channels_last)
+            dx = conv_backward(dy, dy.new_empty(()).expand(size), w, geometry, (True, False))[0]
+            dx = dx.to(gradient.dtype, memory_format=torch.channels_last)
+            return dx if residual is None else dx.add_(residual)
         turned, forward = convolution
         prepared = plans.pack(turned, None, forward)
         kernel = self._backend.convolution_kernel(gradient, prepared.filter)
@@ -88,7 +117,8 @@ class CudaSteps(Steps):
         """
         if prologue is not None:
             x = self.apply(x, prologue)
-        return _library(gradient, x, x.new_empty(size), geometry, "weight")
+        dy, x = _of_library(gradient), _of_library(x)
+        return conv_backward(dy, x, x.new_empty(()).expand(size), geometry, (False, True))[1].float()
 
 
 def transposed(weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry] | None:
@@ -105,14 +135,6 @@ def transposed(weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry] | 
     return turned, Geometry((1, 1), padding, geometry.dilation, geometry.groups)
 
 
-def _library(gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, of: str) -> Tensor:
-    """The gradient of a convolution's "input" or "weight", of whose tensor only size and dtype count, by PyTorch."""
-    stride, padding, dilation, groups = geometry
-    tensors = gradient, x, weight
-    if gradient.device.type == "cpu":
-        tensors = gradient.float(), x.float(), weight.float()
-    wanted = [of == "input", of == "weight", False]
-    gradients = torch.ops.aten.convolution_backward(
-        *tensors, None, stride, padding, dilation, False, (0, 0), groups, wanted
-    )
-    return gradients[wanted.index(True)].to(gradient.dtype if of == "input" else torch.float32)
+def _of_library(gradient: Tensor) -> Tensor:
+    """What PyTorch's own operator is given: on a CPU float32, which it computes faster and rounds less often."""
+    return gradient.float() if gradient.device.type == "cpu" else gradient

@@ -5,6 +5,7 @@ Every pass computes in float32 or wider and rounds once, when it stores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,15 +56,14 @@ class ReferenceSteps(Steps):
     def dgrad(
         self, gradient: Tensor, weight: Tensor, size: torch.Size, geometry: Geometry, residual: Tensor | None = None
     ) -> Tensor:
-        x = gradient.new_empty(()).expand(size)  # only its size is looked at
-        dx = conv_backward(gradient, x, weight, geometry, (True, False))[0]
+        dx = conv_backward(gradient, like(gradient, size), weight, geometry, (True, False))[0]
         return dx if residual is None else dx + residual
 
     def wgrad(
         self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
     ) -> Tensor:
         gradient, x = _wide(gradient), _wide(x if prologue is None else self.apply(x, prologue))
-        return conv_backward(gradient, x, x.new_empty(()).expand(size), geometry, (False, True))[1]
+        return conv_backward(gradient, x, like(x, size), geometry, (False, True))[1]
 
 
 def conv_backward(
@@ -74,6 +74,11 @@ def conv_backward(
     return torch.ops.aten.convolution_backward.default(
         gradient, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
     )[:2]
+
+
+def like(x: Tensor, size: Sequence[int]) -> Tensor:
+    """What tells an operator a size and a layout, channels_last, and is not read."""
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _wide(x: Tensor) -> Tensor:

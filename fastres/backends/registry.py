@@ -142,10 +142,15 @@ def check_name(name: str | None, argument: str = "backend") -> str | None:
     return name
 
 
+def find(name: str) -> Backend:
+    """The backend of this name, available or not. Raises ValueError for an unknown name."""
+    check_name(name)
+    return _registered[name]
+
+
 def get(name: str) -> Backend:
     """The backend of this name. Raises BackendError where it is not available."""
-    check_name(name)
-    backend = _registered[name]
+    backend = find(name)
     if reason := backend.unavailable():
         raise BackendError(f"backend {name!r} is not available: {reason}")
     return backend

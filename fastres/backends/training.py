@@ -18,7 +18,6 @@ from .steps import Steps
 
 ATEN = "aten"
 _ON_GPU = "triton"
-_aten = AtenSteps()
 
 
 def obstacle(device: torch.device, model_backend: str) -> str | None:
@@ -50,7 +49,7 @@ def resolve(x: Tensor, layers: tuple[ConvBN, ...], name: str) -> Steps:
         steps = registry.get(name).steps()
     if steps is None:
         name, reason = (ATEN if x.device.type == "cpu" else _ON_GPU), f"first choice for training on {x.device.type}"
-        steps = _aten if name == ATEN else registry.get(name).steps()
+        steps = AtenSteps() if name == ATEN else registry.get(name).steps()
     if name != ATEN and (why := registry.get(name).unsupported(x, layers[0])):
         raise BackendError(f"backend {name!r} cannot run this training step: {why}")
     assert steps is not None

@@ -19,9 +19,14 @@ class TritonSteps(Steps):
     def conv(
         self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> tuple[Tensor, Tensor]:
-        stride, padding, dilation, groups = geometry
-        packed, groups = pack(weight, groups)
-        return conv_train(x, packed, prologue, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        packed, groups = pack(weight, geometry.groups)
+        y, statistics = conv_train(x, packed, prologue, **geometry._replace(groups=groups)._asdict())
+        assert statistics is not None
+        return y, statistics
+
+    def conv_alone(self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None) -> Tensor:
+        packed, groups = pack(weight, geometry.groups)
+        return conv_train(x, packed, prologue, **geometry._replace(groups=groups)._asdict(), statistics=False)[0]
 
     def finalize(
         self,

@@ -29,6 +29,7 @@ round. The exit status is 1 if one failed or gave a wrong result.
 contenders:
   eager, eager-channels-last                              torchvision's model
   compile, compile-freezing, compile-max-autotune         torch.compile; on a CPU it takes a C++ compiler and a minute
+  tensorrt                                                where torch-tensorrt is installed, on a GPU
   onnxruntime, openvino                                   where installed, float32 on a CPU
   eager-graph, fastres-graph                              as a CUDA graph
   fastres:BACKEND                                         fastres on one backend, such as fastres:cudnn

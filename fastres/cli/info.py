@@ -38,8 +38,25 @@ def collect() -> dict[str, Any]:
     from ..measure.environment import environment
 
     notes = registry.notes()
-    backends = {name: {"unavailable": why, "note": notes[name]} for name, why in registry.backends().items()}
+    backends = {
+        name: {"unavailable": why, "note": notes[name], "verified": _verified(name)}
+        for name, why in registry.backends().items()
+    }
     return {**environment(), "native": _native(), "backends": backends}
+
+
+def _verified(name: str) -> list[str] | None:
+    """Architectures on which these very kernels are verified, so that `auto` may run them; None for a library's."""
+    from ..backends import registry, verification
+
+    try:
+        fingerprint = registry.find(name).fingerprint()
+    except (ImportError, FileNotFoundError):  # a native module that is broken, or without kernels
+        return []
+    if fingerprint is None:
+        return None
+    found = (r.architecture for r in verification.records() if (r.backend, r.fingerprint) == (name, fingerprint))
+    return sorted(found)
 
 
 def _native() -> dict[str, Any]:
@@ -80,6 +97,8 @@ def _text(facts: dict[str, Any]) -> str:
     rows.append(("", ""))
     for name, backend in facts["backends"].items():
         state = f"unavailable: {backend['unavailable']}" if backend["unavailable"] else "available"
-        rows.append((f"backend {name}", "; ".join(filter(None, (state, backend["note"])))))
+        verified = backend["verified"]
+        standing = None if verified is None else f"verified on {', '.join(verified) or 'no architecture yet'}"
+        rows.append((f"backend {name}", "; ".join(filter(None, (state, standing, backend["note"])))))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in rows)

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", type=backend, nargs="+", metavar="NAME", help="backends to check (default: all available)")
     add("--dtype", type=dtype, nargs="+", metavar="DTYPE", help=f"of {', '.join(DTYPES)} (default: all)")
     add("--device", type=device, help="cpu, cuda or cuda:N (default: the GPU if any)")
+    add("--match", nargs="+", metavar="TEXT", help="only cases in whose line of --list one of these is; not recorded")
     add("--list", action="store_true", help="list the cases and run nothing")
 
 
@@ -41,6 +42,10 @@ def run(args: argparse.Namespace) -> int:
     from ..backends import registry, verification
 
     cases = list(selftest.cases(args.dtype or selftest.FLOATS))
+    if args.match:
+        cases = [case for case in cases if any(text in str(case) for text in args.match)]
+        if not cases:
+            raise UsageError(f"argument --match: no case has {' or '.join(map(repr, args.match))}: see --list")
     if args.list:
         print("\n".join(map(str, cases)))
         return 0
@@ -61,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name} on {target}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items())))
         for reason, n in Counter(o.detail for o in outcomes if o.status == selftest.DECLINED).items():
             print(f"  {n} declined: {reason}")
-        record = None if args.dtype else selftest.verify(name, target, outcomes)
+        record = None if args.dtype or args.match else selftest.verify(name, target, outcomes)
         if record is not None:
             try:
                 print(f"  verified on {record.architecture}: recorded in {verification.add(record)}")

@@ -126,12 +126,14 @@ def conv_kernel(
     y = acc.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + at, y, mask=inside)
     if partial_ptr is not None:
+        rows = min(BLOCK_M, M - tile_m * BLOCK_M)
         value = tl.where((row < M)[:, None], y.to(tl.float32), 0.0)
-        mean = tl.sum(value, 0) / min(BLOCK_M, M - tile_m * BLOCK_M)
-        off = tl.where((row < M)[:, None], value - mean[None, :], 0.0)
+        rough = tl.sum(value, 0) / rows
+        off = tl.where((row < M)[:, None], value - rough[None, :], 0.0)
+        correction = tl.sum(off, 0) / rows
         part = partial_ptr + 2 * tile_m.to(INDEX) * K + column
-        tl.store(part, mean, mask=exists)
-        tl.store(part + K, tl.sum(off * off, 0), mask=exists)
+        tl.store(part, rough + correction, mask=exists)
+        tl.store(part + K, tl.sum(off * off, 0) - correction * correction * rows, mask=exists)
 
 
 def merging(width: int, groups: int) -> int:
@@ -211,9 +213,10 @@ def conv_train(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
+    statistics: bool = True,
     tile: Tile | None = None,
-) -> tuple[Tensor, Tensor]:
-    """conv(relu(x * scale + shift), w) for the `prologue` (scale, shift), or conv(x, w); and its statistics.
+) -> tuple[Tensor, Tensor | None]:
+    """conv(relu(x * scale + shift), w) for the `prologue` (scale, shift), or conv(x, w); and its statistics, or None.
 
     The first is as `conv`'s, the second is float32 [K, 3]: count, mean and sum of squared deviations from it of each
     channel as it was stored. `scale` and `shift` are float32 [C]; the rest is as for `conv`.
@@ -223,17 +226,19 @@ def conv_train(
     k, r, s, c_group = w.shape
     m = y.numel() // k
     if y.numel() == 0:
-        return y, torch.zeros((k, 3), dtype=torch.float32, device=x.device)
+        return y, torch.zeros((k, 3), dtype=torch.float32, device=x.device) if statistics else None
     numbers = arithmetic(x.dtype, conv_tf32())
     problem = Problem("conv_train", m, k // groups, c_group, r * s, groups)
 
     def run(tile: Tile) -> Tensor:
-        return conv_train(x, w, prologue, **geometry._asdict(), tile=tile)[0]
+        return conv_train(x, w, prologue, **geometry._asdict(), statistics=statistics, tile=tile)[0]
 
     tile = tile or choose(problem, numbers, x.device, run)
-    part = torch.empty((triton.cdiv(m, tile.m), 2, k), dtype=torch.float32, device=x.device)
+    part = None
+    if statistics:
+        part = torch.empty((triton.cdiv(m, tile.m), 2, k), dtype=torch.float32, device=x.device)
     _launch(x, prologue, w, None, None, y, part, geometry, False, tile)
-    return y, merge(part, tile.m, m)
+    return y, None if part is None else merge(part, tile.m, m)
 
 
 class Geometry(NamedTuple):

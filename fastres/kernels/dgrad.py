@@ -199,6 +199,7 @@ def dgrad(
             columns = Axis.of(b, width, s, stride[1], padding[1], dilation[1], q)
             m = n * rows.pixels * columns.pixels
             taps = merged[:, rows.taps, columns.taps].contiguous()
+            some = taps.numel() > 0
             with device_of(gradient):
                 dgrad_kernel[(triton.cdiv(m, tile.m) * triton.cdiv(c // merged_groups, tile.n) * merged_groups,)](
                     gradient,
@@ -223,9 +224,9 @@ def dgrad(
                     columns.first,
                     rows.step,
                     columns.step,
-                    R=rows.number,
-                    S=columns.number,
-                    PADDED=rows.padded or columns.padded,
+                    R=rows.number if some else 0,
+                    S=columns.number if some else 0,
+                    PADDED=some and (rows.padded or columns.padded),
                     BY_TAP=k_group % tile.k == 0,
                     INDEX=tl.int64 if max(dx.numel(), gradient.numel()) >= WIDE else tl.int32,
                     PRECISION=precision(numbers),

@@ -59,7 +59,8 @@ def merge_kernel(
         count += more
 
     total = tl.sum(count, 0)
-    merged_mean = tl.sum(mean * count, 0) / total
+    pivot = tl.load(part_ptr + first * (2 * K) + channel, mask=channel < K, other=0.0)
+    merged_mean = pivot + tl.sum((mean - pivot[None, :]) * count, 0) / total
     delta = mean - merged_mean[None, :]
     merged_m2 = tl.sum(m2 + delta * delta * count, 0)
     if MERGED is not None:

@@ -140,6 +140,18 @@ def _openvino(model: nn.Module, x: Tensor) -> Forward:
     return lambda: torch.from_numpy(request.infer([image], share_inputs=True)[0])
 
 
+def _tensorrt(model: nn.Module, x: Tensor) -> Forward:
+    import torch_tensorrt
+
+    model, x = channels_last(model, x)
+    # Its best: the whole graph, kernels timed at length, in the model's precision; TF32 as PyTorch is told.
+    settings = {"enabled_precisions": {x.dtype}, "optimization_level": 5, "require_full_compilation": True}
+    compiled = torch_tensorrt.compile(
+        model, ir="dynamo", inputs=[x], disable_tf32=not torch.backends.cudnn.allow_tf32, **settings
+    )
+    return lambda: compiled(x)
+
+
 _CPU_RUNTIME: dict[str, Any] = {"devices": ("cpu",), "dtypes": (torch.float32,), "sees_tensors": False}
 _ALL = (
     Contender(FASTRES, _fastres(None)),
@@ -150,6 +162,7 @@ _ALL = (
     Contender("compile-max-autotune", _compile(mode="max-autotune")),
     Contender("fastres-graph", _fastres_graph, devices=("cuda",)),
     Contender("eager-graph", _eager_graph, devices=("cuda",)),
+    Contender("tensorrt", _tensorrt, ("torch_tensorrt", "tensorrt"), devices=("cuda",), sees_tensors=False),
     Contender("onnxruntime", _onnxruntime, ("onnx", "onnxruntime"), **_CPU_RUNTIME),
     Contender("openvino", _openvino, ("onnx", "openvino"), **_CPU_RUNTIME),
 )

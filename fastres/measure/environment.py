@@ -35,6 +35,7 @@ def environment() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,  # others' work, and our own
         },
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
     }

@@ -52,7 +52,7 @@ def profile(settings: Settings, trace: Path | None = None, progress: Progress | 
         problems   each distinct step: "kind", "layers", "flops", fewest "bytes", "roofline_seconds"; "backend" and
                    "reason"; "plan", the plan under which the model runs it; "composed", fusions that the backend makes
                    of several calls; "variants" by plan and for the library: "status", "reason", "parity", "samples"
-                   in seconds a call, "kernels"
+                   in seconds a call, "kernels" with the tiles of Triton's
         steps      in order: "name", and its "problem", an index
         plans      by plan and bound, predicted from shapes and ceilings: "kernels", "flops", "bytes", "seconds"
         memory     (microseconds, bytes alive) of a forward
@@ -168,7 +168,7 @@ def _variant(made: Concrete, name: str, device: torch.device) -> dict[str, Any]:
         made.restore()
         factor = PEER_FACTOR if name == LIBRARY else FACTOR
         row["parity"] = asdict(check(call(), made.expected64, made.baseline, factor))
-        row["kernels"] = kernels.names(call, device)
+        row["kernels"] = kernels.names(call, device) + made.tiles.get(name, [])
     except ParityError as error:
         row |= {"status": FAILED, "reason": f"wrong result, so no time: {error}"}
     except RuntimeError as error:

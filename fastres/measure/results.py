@@ -159,6 +159,8 @@ def heading(result: dict[str, Any]) -> str:
         named.append(f"driver {versions['nvidia_driver']}")
     cpu = env["cpu"]
     cpu_text = f"{cpu['model'] or 'unknown processor'}, {cpu['isa']}, {cpu['threads']} threads"
+    if (load := cpu.get("load")) is not None:
+        cpu_text += f", load {load}"
     devices = [gpu["name"] for gpu in env["gpus"]] or [cpu_text]
     lines = [f"{result['date']}; {', '.join(devices)}; {', '.join(named)}"]
     for dtype, rates in result["ceilings"].items():

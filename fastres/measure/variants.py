@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import selftest
+from .. import selftest, tuning
 from ..backends import registry
 from ..backends.registry import AUTO, Backend
 from ..layer import ConvBN
@@ -70,6 +70,7 @@ class Concrete:
     baseline: Tensor
     backend: str
     reason: str
+    tiles: dict[str, list[str]]  # by call, of Triton's kernels
 
     @property
     def plan(self) -> str:
@@ -99,7 +100,7 @@ def concrete(step: Step, dtype: torch.dtype, device: torch.device, backend: str 
         if placed.residual is not None and pristine is not None:
             placed.residual.copy_(pristine)
 
-    calls: dict[str, Call] = {LIBRARY: _library(step, placed, device)}
+    calls = {LIBRARY: _library(step, placed, device)}
     plans = traffic.distinct_plans(step)
     composed = []
     if chosen.keeps_parameters and step.kind != HEAD:  # it folds nothing, so there is nothing to switch on
@@ -111,9 +112,37 @@ def concrete(step: Step, dtype: torch.dtype, device: torch.device, backend: str 
         else:
             calls[plan] = call
     restore()
+    tiles = {name: _tiles(call) for name, call in calls.items()} if chosen.name == "triton" else {}
+    restore()
     if device.type == "cuda":
-        calls = {name: captured(call, device) for name, call in calls.items()}
-    return Concrete(calls, composed, restore, expected, baseline, chosen.name, reason)
+        calls = {name: _on_gpu(call, device) for name, call in calls.items()}
+    return Concrete(calls, composed, restore, expected, baseline, chosen.name, reason, tiles)
+
+
+def _on_gpu(call: Call, device: torch.device) -> Call:
+    """As a CUDA graph. One that cannot run says so when it is called, not before the others have."""
+    try:
+        return captured(call, device)
+    except RuntimeError as error:
+        return partial(_raise, error)
+
+
+def _raise(error: RuntimeError) -> Tensor:
+    raise error
+
+
+def _tiles(call: Call) -> list[str]:
+    """The tiles that Triton's kernels are launched with: of the table that was measured, or by the heuristic."""
+    found: list[str] = []
+
+    def note(problem: tuning.Problem, numbers: str, device: torch.device, run: tuning.Run) -> tuning.Tile:
+        tile = tuning.known(problem, numbers, device)
+        found.append(f"{problem.family} {tile.m}x{tile.n}x{tile.k}, {tile.warps} warps, {tile.stages} stages")
+        return tile
+
+    with tuning.asking(note):
+        call()
+    return found
 
 
 def _operands(step: Step, dtype: torch.dtype) -> Operands:

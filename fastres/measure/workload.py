@@ -7,8 +7,8 @@ range at any depth, and then randomised, negative and zero factors included: a f
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..data import photo
 from ..pixels import MEAN, STD
+from . import training
 
 DISTINCT = 8  # images that differ; larger batches repeat them, so that the oracle's cost stays bounded
 CALIBRATION_SIZE = 128  # small, and with pixels enough in the last stage for statistics; for every size of input
@@ -25,7 +26,10 @@ CALIBRATION_SIZE = 128  # small, and with pixels enough in the last stage for st
 
 @dataclass(frozen=True)
 class Workload:
-    """A model's forward: torchvision's name of the model, and a [batch, 3, size, size] input of `dtype` on `device`."""
+    """A model's forward: torchvision's name of the model, and a [batch, 3, size, size] input of `dtype` on `device`.
+
+    With `train`, a training step of it: `measure.training`.
+    """
 
     model: str
     batch: int
@@ -33,6 +37,7 @@ class Workload:
     dtype: torch.dtype = torch.float32
     device: torch.device = torch.device("cpu")  # noqa: RUF009  immutable
     seed: int = 0
+    train: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Material:
     """A workload made concrete: the model's state dict in its dtype, the input, and what the output should be.
 
     All tensors are on the CPU. `expected64` is the oracle's output and `baseline` that of PyTorch's own eager forward
-    on the workload's device, in NCHW or channels_last, whichever errs more; both are [batch, 1000].
+    on the workload's device, in NCHW or channels_last, whichever errs more; both are [batch, 1000], or of a training
+    step its summary in units of `scales`.
     """
 
     workload: Workload
@@ -48,13 +54,15 @@ class Material:
     x: Tensor
     expected64: Tensor
     baseline: Tensor
+    scales: list[float] = field(default_factory=list)
 
     def model(self) -> nn.Module:
-        """torchvision's model in evaluation mode on the workload's device, in NCHW."""
+        """torchvision's model on the workload's device, in NCHW: in evaluation mode without gradients, or to train."""
         with torch.device("meta"):
             model = torchvision.models.get_model(self.workload.model)
         model.load_state_dict(self.state, assign=True)
-        return model.eval().requires_grad_(False).to(self.workload.device)
+        train = self.workload.train
+        return model.train(train).requires_grad_(train).to(self.workload.device)
 
     def save(self, path: Path) -> None:
         torch.save({**vars(self), "workload": vars(self.workload)}, path)
@@ -67,6 +75,8 @@ class Material:
 
 def prepare(workload: Workload) -> Material:
     """Makes the weights, the images, the oracle's output and PyTorch's. Raises what PyTorch raises on the workload."""
+    if workload.train:
+        return _prepare_training(workload)
     model, expected = _foundation(workload.model, workload.size, workload.dtype, workload.seed)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = images(workload.batch, workload.size).to(workload.dtype)
@@ -77,6 +87,28 @@ def prepare(workload: Workload) -> Material:
         layouts = [model(x).cpu()]
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         layouts.append(model(x.contiguous(memory_format=torch.channels_last)).cpu())
+    return replace(material, baseline=max(layouts, key=lambda y: float((y - expected).abs().max())))
+
+
+def _prepare_training(workload: Workload) -> Material:
+    """The oracle's step is of the distinct images alone: their repetitions change neither statistics nor gradients."""
+    if workload.batch > DISTINCT and workload.batch % DISTINCT:
+        raise ValueError(f"batch: expected a multiple of {DISTINCT} beyond {DISTINCT} to train, got {workload.batch}")
+    model, _ = _foundation(workload.model, CALIBRATION_SIZE, workload.dtype, workload.seed)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = images(workload.batch, workload.size).to(workload.dtype)
+    target = training.targets(workload.batch, DISTINCT)
+    oracle = copy.deepcopy(model).double().train().requires_grad_()
+    loss = training.step(oracle, lambda: oracle(x[:DISTINCT].double()), target[:DISTINCT])()
+    scales = training.norms(oracle)
+    expected = training.summary(loss, oracle, scales)
+    material = Material(workload, state, x, expected, torch.empty(0), scales)
+    layouts = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = material.model().to(memory_format=layout)  # type: ignore[call-overload]
+        placed = x.to(workload.device).contiguous(memory_format=layout)
+        loss = training.step(model, partial(model, placed), target.to(workload.device))()
+        layouts.append(training.summary(loss, model, scales))
     return replace(material, baseline=max(layouts, key=lambda y: float((y - expected).abs().max())))
 
 

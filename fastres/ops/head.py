@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..backends.registry import AUTO, get, requested
+from ..backends.registry import AUTO, PLAIN, get, requested
 from .library import define
 
 
@@ -14,7 +14,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor
     if x.dim() != 4 or x.shape[1] != weight.shape[1]:
         raise ValueError(f"x: expected [N, {weight.shape[1]}, H, W], got {tuple(x.shape)}")
     name = requested(backend)
-    return get("reference" if name == AUTO else name).head(x, weight, bias)
+    return get("reference" if name in (AUTO, PLAIN) else name).head(x, weight, bias)
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:

@@ -43,7 +43,7 @@ def register(
 ) -> None:
     """Registers `fastres::<schema>`, functional, with `autograd`, its backward and what saves for it.
 
-    Without `activations` it is not for autocast.
+    Without `activations` and `dtypes` it is not for autocast.
     """
     name = schema.partition("(")[0]
     qualified = f"fastres::{name}"
@@ -52,7 +52,7 @@ def register(
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     backward, setup = autograd
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=LIBRARY)
-    if not activations:
+    if not (activations or dtypes):
         return
     packet = getattr(torch.ops.fastres, name)
     for device in ("cpu", "cuda"):

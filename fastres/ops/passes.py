@@ -41,7 +41,7 @@ def nhwc(x: Tensor) -> Tensor:
 def forward(steps: Steps, block: TrainBlock, x: Tensor, other: Tensor | None, group: str) -> tuple[Tensor, list[Kept]]:
     """The block's output, and what is kept of each layer, the shortcut's last. Tensors are dense in channels_last.
 
-    Raises ValueError where a statistic would be of one value, as PyTorch does.
+    Raises ValueError where a statistic would be of one value, as PyTorch does, and for a shortcut of another shape.
     """
     source = x if other is None else other
     kept: list[Kept] = []
@@ -52,6 +52,8 @@ def forward(steps: Steps, block: TrainBlock, x: Tensor, other: Tensor | None, gr
     if block.shortcut is not None:
         kept.append(_layer(steps, block.shortcut, block.norms[-1], source, None, group))
         shortcut = Shortcut(kept[-1].y, kept[-1].affine)
+    if shortcut is not None and shortcut.x.shape != last.y.shape:
+        raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
     out = steps.apply(last.y, last.affine, shortcut, block.relu)
     return F.max_pool2d(out, *block.pool) if block.pool[0] else out, kept
 
@@ -143,7 +145,8 @@ def backward(
     dy, masked = through_norm(depth - 1, gradient, relu, owned, shortcut is not None)
     dsource: Tensor | None = None
     if block.identity:
-        dsource = masked
+        # A backend's workspace, perhaps, until the block's end.
+        dsource = masked if other is None or masked is None else masked.clone()
     elif block.shortcut is not None and (source_needed or any(wanted[-1])):
         assert masked is not None
         projected, _ = through_norm(depth, masked, None, masked is not gradient)
@@ -183,6 +186,8 @@ def _reduction(norm: Norm, statistics: Tensor | None, values: int, group: str) -
 
 def _pool_backward(steps: Steps, block: TrainBlock, gradient: Tensor, last: Kept, shortcut: Shortcut | None) -> Tensor:
     kernel, stride, padding = ([size, size] for size in block.pool)
+    if shortcut is not None and shortcut.x.shape != last.y.shape:
+        raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
     out = steps.apply(last.y, last.affine, shortcut, block.relu)
     _, indices = F.max_pool2d_with_indices(out, kernel, stride, padding)
     return nhwc(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastres.backends import bn_plans, plans
 from fastres.backends.emulator import emulate
-from fastres.backends.steps import Affine, Moments, Relu, Shortcut
+from fastres.backends.steps import Affine, Moments, Relu, Running, Shortcut
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # One block and several, channels past a block's, channels that no vector fits, a single value a channel.
@@ -216,3 +216,10 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         bn_plans.backward(y, y, moments._replace(values=0), torch.ones(8, 2))
     with pytest.raises(ValueError, match=r"^partial: expected float32"):
         bn_plans.merge(torch.ones(3, 8, 2))
+    statistics = torch.ones(8, 3)
+    with pytest.raises(ValueError, match=r"^gamma: expected float32 \[8\]"):
+        bn_plans.finalize(statistics, 2, vector.double(), None, 0.1)
+    with pytest.raises(ValueError, match=r"^running: expected contiguous vectors"):
+        bn_plans.finalize(statistics, 2, None, None, 0.1, Running(vector, torch.ones(16)[::2], 0.1))
+    with pytest.raises(ValueError, match=r"^values: expected at least 1, 2 with running statistics, got 1"):
+        bn_plans.finalize(statistics, 1, None, None, 0.1, Running(vector, vector, 0.1))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+
 import pytest
 import torch
 from passes import Layer, Norm, check_finalize
 
 from fastres.backends import plans
+from fastres.backends.cuda import Cuda
 from fastres.backends.cuda_steps import CudaSteps, transposed
 from fastres.backends.emulator import Emulator
+from fastres.backends.plans import HOPPER
 from fastres.backends.steps import Affine, Geometry
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -32,9 +37,12 @@ LAYERS = {
 every_layer = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 
 
-@pytest.fixture
-def steps() -> CudaSteps:
-    return CudaSteps(Emulator())
+@pytest.fixture(params=["emulator", pytest.param("cuda", marks=pytest.mark.gpu)])
+def steps(request: pytest.FixtureRequest) -> Iterator[CudaSteps]:
+    """On CPU tensors in the emulator; on a GPU with tensors made there."""
+    on_gpu = request.param == "cuda"
+    with torch.device("cuda") if on_gpu else nullcontext():
+        yield CudaSteps(Cuda() if on_gpu else Emulator())
 
 
 @every_half
@@ -44,10 +52,29 @@ def test_conv(steps: CudaSteps, layer: Layer, dtype: torch.dtype) -> None:
 
 
 @every_half
+@pytest.mark.parametrize("name", ["3x3", "odd channels", "split depth"])
+def test_a_convolution_without_statistics_is_the_same(steps: CudaSteps, name: str, dtype: torch.dtype) -> None:
+    layer = LAYERS[name]
+    (x, prologue), weight = layer.input(dtype), layer.weight(dtype)
+    given = x, weight, layer.geometry, prologue
+    assert torch.equal(steps.conv_alone(*given), steps.conv(*given)[0])
+
+
+@every_half
 @every_layer
 @pytest.mark.parametrize("residual", [False, True])
 def test_dgrad(steps: CudaSteps, layer: Layer, dtype: torch.dtype, residual: bool) -> None:
     layer.check_dgrad(steps, dtype, residual)
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3"])
+def test_dgrad_by_conv_sm90(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = Emulator("emulator_sm90", HOPPER)
+    kernels: list[str] = []
+    run = hopper.run
+    monkeypatch.setattr(hopper, "run", lambda work: kernels.append(work.plans[0].symbol) or run(work))
+    LAYERS[name].check_dgrad(CudaSteps(hopper), torch.bfloat16, True)
+    assert [kernel[:9] for kernel in kernels] == ["conv_sm90"]
 
 
 @every_layer
@@ -76,15 +103,17 @@ def test_finalize(steps: CudaSteps, running: torch.dtype | None) -> None:
     check_finalize(steps, 40, running, affine_=running is not None)
 
 
-def test_who_computes_what(steps: CudaSteps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_computes_what(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours are dgrad at stride 1 and every forward pass, each in as few launches as its docstring says."""
     launched: list[str] = []
+    emulator = Emulator()
+    steps = CudaSteps(emulator)
 
     def run(work: plans.Work) -> torch.Tensor:
         launched.extend(plan.symbol for plan in work.plans)
         return work.result
 
-    monkeypatch.setattr(steps._backend, "run", run)
+    monkeypatch.setattr(emulator, "run", run)
     dtype = torch.bfloat16
 
     def conv(name: str) -> list[str]:

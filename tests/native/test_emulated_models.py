@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torchvision
+from steps import step
 from torch import nn
 
 import fastres
@@ -55,6 +59,42 @@ def test_a_whole_model(backend: str, name: str, dtype: torch.dtype) -> None:
     assert [layer.kernel for layer in report.layers] == ["stem"] + [BACKENDS[backend]] * (len(report.layers) - 1)
     assert f"{backend} {BACKENDS[backend]} " in str(report)
     parity.check(emulated, exact, baseline)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "dtype"),
+    [
+        ("resnet18", "layer1", torch.bfloat16),
+        ("resnet18", "layer2", torch.float16),
+        ("resnet50", "layer2", torch.bfloat16),
+        ("resnext50_32x4d", "layer1", torch.bfloat16),
+    ],
+)
+def test_a_training_step_of_a_block(name: str, layer: str, dtype: torch.dtype) -> None:
+    """Identity and projection, both kinds of blocks, at strides and in groups.
+
+    The baseline is the same passes in PyTorch's operators: a ReLU whose argument is within rounding of zero passes
+    another gradient where it is rounded elsewhere, and with so few pixels one of them shows.
+    """
+    theirs = getattr(getattr(torchvision.models, name)(), layer)[0]
+    _randomise(theirs)
+    ours = getattr(getattr(fastres, name)(), layer)[0]
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, theirs.conv1.in_channels, 6, 5).to(dtype).contiguous(memory_format=torch.channels_last)
+    exact = step(theirs.double(), x.double())
+    found = {}
+    for backend in ("emulator", "reference"):
+        model = copy.deepcopy(ours).to(dtype)
+        with fastres.use_backend(backend):
+            found[backend] = step(model, x)
+            assert {layer.backend for layer in fastres.explain(model, x).layers} == {backend}
+    for key, right in exact.items():
+        parity.check(found["emulator"][key].to(dtype), right.double(), found["reference"][key].to(dtype))
+
+
+def test_a_training_step_in_float32_is_refused() -> None:
+    with fastres.use_backend("emulator"), pytest.raises(fastres.BackendError, match="float32 in TF32"):
+        fastres.resnet18()(torch.randn(2, 3, 32, 32))
 
 
 def test_float32_is_refused() -> None:

@@ -19,16 +19,31 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from fastres import tuning
+from fastres.kernels.bn_act import apply_kernel, backward_kernel, sums_kernel
 from fastres.kernels.conv import conv_kernel
+from fastres.kernels.dgrad import dgrad_kernel
 from fastres.kernels.gemm import gemm_kernel
 from fastres.kernels.head import average_pool_kernel
+from fastres.kernels.ordered import ordered_sum_kernel
 from fastres.kernels.projection import projection_kernel
+from fastres.kernels.statistics import finalize_kernel, merge_kernel
 from fastres.kernels.stem import stem_kernel
+from fastres.kernels.wgrad import wgrad_kernel
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
 
-KERNELS = (conv_kernel, gemm_kernel, projection_kernel, stem_kernel, average_pool_kernel)
+MATRIX_KERNELS = (conv_kernel, gemm_kernel, projection_kernel, stem_kernel, dgrad_kernel, wgrad_kernel)
+PLAIN_KERNELS = (
+    average_pool_kernel,
+    apply_kernel,
+    sums_kernel,
+    backward_kernel,
+    merge_kernel,
+    finalize_kernel,
+    ordered_sum_kernel,
+)
+KERNELS = MATRIX_KERNELS + PLAIN_KERNELS
 Launch = Callable[..., None]  # (compiled kernel's source, its metadata, grid, arguments)
 
 

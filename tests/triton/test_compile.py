@@ -1,22 +1,26 @@
-"""The kernels compiled for GPUs that aren't there: what a ResNet-50 asks for, by its instructions and its resources."""
+"""The kernels compiled for GPUs that aren't there: what named models ask for, by its instructions and its resources."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import family
 import pytest
 import torch
-from offline import MATRIX_INSTRUCTION, Compiled, target
+from offline import MATRIX_INSTRUCTION, PLAIN_KERNELS, Compiled, target
 from torch import Tensor
 
-import fastres
 from fastres import tuning
+from fastres.backends.steps import Affine, Geometry, Relu, Running, Shortcut
+from fastres.backends.triton_steps import TritonSteps
 from fastres.kernels.conv import conv
 from fastres.kernels.gemm import gemm
 from fastres.kernels.projection import projection
 from fastres.kernels.stem import stem
+from fastres.measure.roofline import layers
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 ARCHITECTURES = [80, 90, 100, 120]
@@ -41,7 +45,7 @@ def check(kernel: Compiled, arch: int, folder: Path, exact: bool = False) -> Non
     """Fails if `kernel` spills, asks for too much shared memory, or uses other instructions than it should."""
     assert not kernel.uses_local_memory(folder), f"{kernel} spills"
     assert kernel.shared <= tuning.shared_memory(arch), str(kernel)
-    if kernel.name == "average_pool_kernel":
+    if kernel.name in [plain.__name__ for plain in PLAIN_KERNELS] or kernel.constants.get("R") == 0:
         return
     assert (MATRIX_INSTRUCTION[arch] in kernel.ptx) != exact, str(kernel)
     if kernel.name != "stem_kernel":
@@ -49,17 +53,45 @@ def check(kernel: Compiled, arch: int, folder: Path, exact: bool = False) -> Non
         assert by_descriptor == (kernel.name == "gemm_kernel" and arch in (90, 100) and not exact)
         copy = "cp.async.bulk.tensor.2d.shared" if by_descriptor else "cp.async.cg.shared.global"  # cg: 16 bytes each
         assert copy in kernel.ptx, f"{kernel} loads without {copy}"
-    if kernel.constants.get("RELU", True):
+    if kernel.constants.get("RELU", kernel.name != "dgrad_kernel"):
         assert "max.NaN.f32" in kernel.ptx, f"{kernel} drops NaN"
 
 
+@pytest.fixture
+def matmul_tf32() -> Iterator[Callable[[bool], None]]:
+    """Sets the classifier's switch for the test; its module has no attribute that monkeypatch could delete."""
+    before = torch.backends.cuda.matmul.allow_tf32
+
+    def switch(allowed: bool) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+    yield switch
+    switch(before)
+
+
+def _arithmetics() -> list[Any]:
+    """bfloat16 always; what differs from it in types alone, and takes minutes, with `--sweep`."""
+    others = ("float16", "tf32", "float32")
+    return ["bfloat16", *(pytest.param(name, marks=pytest.mark.sweep) for name in others)]
+
+
+@pytest.mark.parametrize("numbers", _arithmetics())
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_resnet50_in_bfloat16(arch: int, tmp_path: Path) -> None:
-    model = fastres.ResNet50(num_classes=1000).eval().bfloat16()
+def test_every_configuration_that_a_named_model_asks_for(
+    arch: int,
+    numbers: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    matmul_tf32: Callable[[bool], None],
+) -> None:
+    """Of every distinct convolution of every named model at batch 1, 32 and 256: the tile that `tuning` gives it."""
+    dtype = torch.float32 if numbers == "tf32" else getattr(torch, numbers)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", numbers == "tf32")
+    matmul_tf32(numbers == "tf32")
 
     def run() -> None:
-        with fastres.use_backend("triton"):
-            model(torch.empty(64, 3, 224, 224, dtype=torch.bfloat16))
+        for problem in family.problems():
+            family.launch(problem, dtype)
 
     kernels = compiled(arch, run)
     assert {kernel.name for kernel in kernels} == {
@@ -70,7 +102,21 @@ def test_resnet50_in_bfloat16(arch: int, tmp_path: Path) -> None:
         "average_pool_kernel",
     }
     for kernel in kernels:
-        check(kernel, arch, tmp_path)
+        check(kernel, arch, tmp_path, exact=numbers == "float32")
+
+
+def test_the_family_is_every_convolution_of_every_named_model() -> None:
+    """Counted another way: by listening to torchvision's own models as they run."""
+    for name, batch in (("resnet50", 1), ("resnext101_64x4d", 32), ("wide_resnet50_2", 256)):
+        heard = {(layer.x, layer.weight, layer.stride, layer.groups) for layer in layers(name, batch, family.SIZE)}
+        asked = {
+            (c.x, (c.filters, c.x[1] // c.groups, *c.kernel), c.stride[0], c.groups)
+            for problem in family.problems()
+            for c in (problem.conv, *([problem.shortcut] if problem.shortcut else []))
+        }
+        pooled = {(x[:2], weight, stride, groups) for x, weight, stride, groups in asked}
+        assert {(x[:2], *rest) for x, *rest in heard} <= pooled
+        assert {key for key in heard if key[0][2:] != (1, 1)} <= asked  # all but the classifier, which pools as well
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -90,6 +136,54 @@ def every_kernel(dtype: torch.dtype) -> None:
     normalize = torch.empty(3), torch.empty(3)
     pixels = torch.empty(8, 3, 224, 224, dtype=torch.uint8)
     stem(pixels, torch.empty(64, 7, 7, 3, dtype=dtype), torch.empty(64), normalize=normalize)
+
+
+def trained_convolutions(dtype: torch.dtype) -> None:
+    """Their passes on the problems of a ResNet-50's second stage at batch 32."""
+    steps, affine = TritonSteps(), Affine(torch.empty(128), torch.empty(128))
+    x, y = empty(32, 128, 56, 28, dtype=dtype), empty(32, 128, 28, 28, dtype=dtype)
+    weight, small = torch.empty(128, 128, 3, 3, dtype=dtype), torch.empty(128, 128, 1, 1, dtype=dtype)
+    strided = Geometry((2, 1), (1, 1))
+    steps.conv(x, weight, strided, affine)
+    steps.wgrad(y, x, weight.shape, strided, affine)
+    steps.dgrad(y, weight, x.shape, strided)
+    steps.dgrad(y, weight, y.shape, Geometry((1, 1), (1, 1)))
+    steps.dgrad(y, small, x.shape, Geometry((2, 1)), x)
+
+
+def trained_norm(dtype: torch.dtype) -> None:
+    """The other passes, of a projection block's end."""
+    steps, y, vector = TritonSteps(), empty(32, 128, 28, 28, dtype=dtype), torch.empty(128)
+    running = Running(vector, vector, 0.1)
+    moments, affine = steps.finalize(torch.empty(128, 3), 32 * 28 * 28, vector, vector, 1e-5, running)
+    shortcut = Shortcut(y, affine)
+    steps.apply(y, affine, shortcut)
+    sums = steps.gradient_sums(y, y, vector, Relu(affine, shortcut))
+    steps.bn_backward(y, y, moments, sums, Relu(affine, shortcut), keep_masked=True)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_trained_convolutions_in_bfloat16(arch: int, tmp_path: Path) -> None:
+    kernels = compiled(arch, lambda: trained_convolutions(torch.bfloat16))
+    expected = {"conv_kernel", "dgrad_kernel", "wgrad_kernel", "merge_kernel", "ordered_sum_kernel"}
+    assert {kernel.name for kernel in kernels} == expected
+    for kernel in kernels:
+        check(kernel, arch, tmp_path)
+
+
+def test_trained_convolutions_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside the tensor cores, where operands take registers too."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    for kernel in compiled(80, lambda: trained_convolutions(torch.float32)):
+        check(kernel, 80, tmp_path, exact=True)
+
+
+def test_trained_norm_in_bfloat16(tmp_path: Path) -> None:
+    kernels = compiled(90, lambda: trained_norm(torch.bfloat16))
+    expected = {"finalize_kernel", "apply_kernel", "sums_kernel", "backward_kernel", "ordered_sum_kernel"}
+    assert {kernel.name for kernel in kernels} == expected
+    for kernel in kernels:
+        check(kernel, 90, tmp_path)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

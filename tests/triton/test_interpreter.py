@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent / "interpreted"
-FAMILIES = ["conv", "gemm", "projection", "stem", "head", "backend", "tune"]
+FAMILIES = ["conv", "gemm", "projection", "stem", "head", "backend", "tune", "training"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

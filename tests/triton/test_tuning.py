@@ -125,7 +125,7 @@ def test_the_package_s_table_is_whole() -> None:
 
 PROBLEMS = st.builds(
     Problem,
-    st.sampled_from(["conv", "gemm", "projection", "stem"]),
+    st.sampled_from(["conv", "gemm", "projection", "stem", "conv_train", "dgrad", "wgrad"]),
     st.integers(1, 1 << 22),
     st.integers(1, 4096),
     st.integers(1, 64),
