@@ -1,6 +1,6 @@
 """What conv_sm90 asks of memory and of the issue slots, for each convolution of ResNet-50, as the emulator counts it.
 
-    python benchmarks/conv_sm90_counts.py [batch]      writes results/emulated/conv_sm90_counts.json
+    python benchmarks/conv_sm90_counts.py [batch]      writes counts/conv_sm90.json
 
 Tiles are those that an H100 would be given at batch 256, so that what is counted at a small batch is what a large one
 asks for by image, but for the weights, of which it has fewer tiles to read for. No GPU is needed, and no figure here is
@@ -25,7 +25,7 @@ from fastres.backends.steps import Geometry
 from fastres.measure.parity import check
 from fastres.measure.roofline import Layer, layers
 
-OUT = Path(__file__).parent / "results" / "emulated" / "conv_sm90_counts.json"
+OUT = Path(__file__).parent / "counts" / "conv_sm90.json"
 MULTIPROCESSORS = 132  # of an H100 and an H200
 LARGE = 256  # images, for which tiles are chosen
 DTYPE = torch.bfloat16

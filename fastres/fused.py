@@ -276,7 +276,6 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
     """fc(flatten(avgpool(x))): global average pooling and the classifier, as one operator."""
     fusable = (
         not isinstance(x, fx.Proxy)
-        and not _wants_plain(backend)
         and module_obstacle(avgpool, nn.AdaptiveAvgPool2d) is None
         and avgpool.output_size in (1, (1, 1))
         and module_obstacle(fc, nn.Linear) is None

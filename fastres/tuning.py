@@ -162,7 +162,8 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
         stages -= 1
     wide = 64 if exact or (backward and numbers == "tf32") else 128
-    return Tile(m, n, k, 8 if m * n >= 128 * wide else 4, stages)
+    many = m * n >= 128 * wide or (problem.family == "conv_train" and n == 128)  # normalising x takes registers
+    return Tile(m, n, k, 8 if many else 4, stages)
 
 
 def _wgrad(problem: Problem, numbers: str, arch: int, multiprocessors: int) -> Tile:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import twins
 from models import image, randomize
+from steps import assert_same_step
 from tolerance import assert_same_function
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -90,15 +91,7 @@ def test_every_convolution_is_fused(option: str) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_training_step(option: str) -> None:
-    ours, twin = pair(option)
-    for model in (ours, twin):
-        torch.manual_seed(2)
-        x = image(3, 3, 32, 32)
-        model.train()(x).square().sum().backward()
-    for (name, a), b in zip(ours.named_parameters(), twin.parameters(), strict=True):
-        assert torch.equal(a.grad, b.grad), name
-    for (name, a), b in zip(ours.named_buffers(), twin.buffers(), strict=True):
-        assert torch.equal(a, b), name
+    assert_same_step(*pair(option), image(3, 3, 32, 32))
 
 
 def test_gray_images_and_other_classes() -> None:

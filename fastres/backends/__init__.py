@@ -14,7 +14,7 @@ register(OneDNN())
 register(CuDNN())
 register(Triton())
 register(Cuda())
-register(Emulator("emulator", (8, 0)))
+register(Emulator())
 register(Emulator("emulator_sm90", HOPPER))
 
 __all__ = ["Backend", "BackendError", "backends", "use_backend"]

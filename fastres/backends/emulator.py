@@ -82,7 +82,7 @@ class Emulator(Planned):
         "and strided dgrad are PyTorch's"
     )
 
-    def __init__(self, name: str, capability: tuple[int, int]) -> None:
+    def __init__(self, name: str = "emulator", capability: tuple[int, int] = (8, 0)) -> None:
         self.name = name
         self._capability = capability
 

@@ -13,6 +13,7 @@ from fastres.backends import plans
 from fastres.backends.cuda import Cuda
 from fastres.backends.cuda_steps import CudaSteps, transposed
 from fastres.backends.emulator import Emulator
+from fastres.backends.plans import HOPPER
 from fastres.backends.steps import Affine, Geometry
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -64,6 +65,16 @@ def test_a_convolution_without_statistics_is_the_same(steps: CudaSteps, name: st
 @pytest.mark.parametrize("residual", [False, True])
 def test_dgrad(steps: CudaSteps, layer: Layer, dtype: torch.dtype, residual: bool) -> None:
     layer.check_dgrad(steps, dtype, residual)
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3"])
+def test_dgrad_by_conv_sm90(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hopper = Emulator("emulator_sm90", HOPPER)
+    kernels: list[str] = []
+    run = hopper.run
+    monkeypatch.setattr(hopper, "run", lambda work: kernels.append(work.plans[0].symbol) or run(work))
+    LAYERS[name].check_dgrad(CudaSteps(hopper), torch.bfloat16, True)
+    assert [kernel[:9] for kernel in kernels] == ["conv_sm90"]
 
 
 @every_layer
