@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE, IMAGES = ROOT / "benchmarks" / "results", Path("docs/performance.md"), Path("docs/images/performance")
 
 Record = dict[str, Any]
-EMULATED = "emulated"
 
 _HEAD = """\
 # Performance
@@ -48,10 +47,8 @@ page speaks of their speed. `benchmarks/run_gpu.sh all` on a GPU leaves the reco
 
 
 def records(folder: Path) -> list[tuple[Path, Record]]:
-    """Every record under `folder`, by path, but for `emulated/`, where counts are and no times. Raises ValueError for a
-    file that is none."""
-    found = [path for path in sorted(folder.rglob("*.json")) if path.relative_to(folder).parts[0] != EMULATED]
-    return [(path, results.load(path)) for path in found]
+    """Every record under `folder`, by path. Raises ValueError for a file that is none."""
+    return [(path, results.load(path)) for path in sorted(folder.rglob("*.json"))]
 
 
 def documents(found: Sequence[tuple[Path, Record]]) -> dict[Path, str]:
