@@ -77,11 +77,8 @@ def conv_backward(
 
 
 def like(x: Tensor, size: Sequence[int]) -> Tensor:
-    """What tells an operator a size and a layout, channels_last, and is not read: on the CPU it has no memory."""
-    told = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    if x.device.type == "cpu":
-        told.untyped_storage().resize_(0)
-    return told
+    """What tells an operator a size and a layout, channels_last, and whose values do not matter."""
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def _wide(x: Tensor) -> Tensor:
