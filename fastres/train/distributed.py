@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,10 @@ def world(device: torch.device) -> Iterator[World]:
     try:
         control = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
         yield World(dist.get_rank(), dist.get_world_size(), control)
+        dist.barrier(control)
+        # gloo's thread may still hold a tensor of the last collective, and takes Python's lock to let go of it. If the
+        # group were destroyed before that, by a thread that has the lock, both would wait for ever.
+        time.sleep(0.05)
     finally:
         dist.destroy_process_group()
 
