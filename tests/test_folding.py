@@ -55,7 +55,8 @@ def _step(optimizer: Callable[..., torch.optim.Optimizer], **kwargs: Any) -> Cha
                 model(image(1, 3, 32, 32))
             torch.manual_seed(seed)
             step.zero_grad()
-            model(image(2, 3, 32, 32)).square().mean().backward()
+            with fastres.use_backend("plain"):  # the same bits: Adam makes a step of the sign of a rounding error
+                model(image(2, 3, 32, 32)).square().mean().backward()
             step.step()
 
     return change

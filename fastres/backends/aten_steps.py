@@ -63,7 +63,8 @@ class AtenSteps(ReferenceSteps):
             if self._remade is not None and self._remade[0] is y and relu.shortcut is None:
                 argument = self._remade[1]
             else:
-                argument = _argument(_workspace.like(y, "masked"), y, *relu)
+                # What is kept is the caller's until the block's end, past the masks of the layers before.
+                argument = _argument(_workspace.like(y, "kept" if keep_masked else "masked"), y, *relu)
             masked = gradient if overwrite else argument
             torch.ops.aten.threshold_backward.grad_input(gradient, argument, 0, grad_input=masked)
         whole = reduce is None and y.nbytes <= _SMALL
@@ -78,7 +79,9 @@ class AtenSteps(ReferenceSteps):
         slope = total[:, 1] * scale * invstd.square() / -values
         offset = total[:, 0] * scale / -values - mean * slope
         owned = not keep_masked and (overwrite or masked is not gradient)
-        dy = _affine(masked if owned else _workspace.like(y, "dy"), masked, Affine(scale, offset))
+        # Without a ReLU, the workspace may have the gradient of the branch beside this shortcut.
+        out = masked if owned else torch.empty_like(y) if relu is None else _workspace.like(y, "dy")
+        dy = _affine(out, masked, Affine(scale, offset))
         return dy.addcmul_(y, slope[:, None, None]), masked if keep_masked else None, sums
 
     def dgrad(
