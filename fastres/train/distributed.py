@@ -70,12 +70,18 @@ def world(device: torch.device) -> Iterator[World]:
     try:
         control = dist.new_group(backend="gloo") if device.type == "cuda" else dist.group.WORLD
         yield World(dist.get_rank(), dist.get_world_size(), control)
-        dist.barrier(control)
-        # gloo's thread may still hold a tensor of the last collective, and takes Python's lock to let go of it. If the
-        # group were destroyed before that, by a thread that has the lock, both would wait for ever.
-        time.sleep(0.05)
     finally:
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """Destroys the process group.
+
+    gloo's thread may still hold a tensor of the last collective, and takes Python's lock to let go of it. If the group
+    were destroyed before that, by a thread that has the lock, both would wait for ever: so the lock is let go of first.
+    """
+    time.sleep(0.1)
+    dist.destroy_process_group()
 
 
 def synchronize_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
