@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Measures this machine's GPU: run_gpu.sh STAGE [pytest arguments], or run_gpu.sh all.
+# Measures this machine's GPU: run_gpu.sh STAGE[,STAGE...] [pytest arguments], or run_gpu.sh all.
 #
-#   tests      build the native module in place, then the tests that need a GPU
+#   tests      build the native module in place, then the tests that need a GPU, each in a process of its own, so that a
+#              kernel that breaks the process's hold on the GPU fails one test
 #   selftest   every backend's cases; verifies fastres's own kernels on this GPU for 'auto'
 #   sanitizer  compute-sanitizer's four tools over a short list of the same cases, on fastres's own backends
 #   ceilings   memory bandwidth and matrix products
@@ -27,7 +28,7 @@ dtype="${FASTRES_BENCH_DTYPES:-$([[ $FASTRES_BENCH_DEVICE == cpu ]] && echo floa
 all=(tests selftest sanitizer ceilings layers models models-fp16 autotune training latency tuning profile)
 
 usage() {
-  sed -n '2,20s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,21s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -52,14 +53,33 @@ suite() { # suite RECORD FILE... [pytest arguments]
 }
 
 tests() {
+  local logs status
   FASTRES_CUDA=1 "$python" setup.py --quiet build_ext --inplace || return 1
-  limited "$python" -m pytest -m gpu tests "$@"
+  logs="$(mktemp -d)"
+  "$python" -m pytest -m gpu --collect-only -q tests "$@" | grep '^tests/.*::.*[^)]$' >"$logs/tests"
+  export logs python
+  # shellcheck disable=SC2016  # for the shell that xargs starts
+  <"$logs/tests" limited xargs -d '\n' -P "$(nproc)" -I {} bash -c '
+    log="$(mktemp "$logs/XXXXXX")"
+    timeout --kill-after=10 240 "$python" -m pytest -q --tb=short -p no:cacheprovider "$1" >"$log" 2>&1 ||
+      { echo "--- failed: $1"; tail -n 40 "$log"; exit 1; }' one-test {}
+  status=$?
+  echo "$(wc -l <"$logs/tests") tests that need a GPU: $([[ $status == 0 ]] && echo all passed || echo not all passed)"
+  return $status
 }
 
 fastres() { limited "$python" -m fastres "$@"; }
 
 selftest() { # on a CPU without the emulator, which takes hours over it
-  [[ "$FASTRES_BENCH_DEVICE" != cpu ]] || set -- --backend onednn reference "$@"
+  local type
+  if [[ "$FASTRES_BENCH_DEVICE" == cpu ]]; then
+    set -- --backend onednn reference "$@"
+  else # Triton's compiler works by itself: first the dtypes side by side, for its cache
+    for type in float32 bfloat16 float16; do
+      fastres selftest --device "$FASTRES_BENCH_DEVICE" --backend triton --dtype "$type" >/dev/null 2>&1 &
+    done
+    wait
+  fi
   fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@"
 }
 
@@ -147,12 +167,10 @@ stage() { # stage NAME [pytest arguments]
 [[ $# -ge 1 ]] || usage
 results="$(folder)" && mkdir -p "$results" || exit 1
 status=0
-if [[ "$1" == all ]]; then
-  shift
-  for name in "${all[@]}"; do
-    stage "$name" "$@" || status=1
-  done
-else
-  stage "$@" || status=$?
-fi
+stages="$1"
+shift
+[[ $stages == all ]] && stages="$(IFS=,; echo "${all[*]}")"
+for name in ${stages//,/ }; do
+  stage "$name" "$@" || status=1
+done
 exit "$status"
