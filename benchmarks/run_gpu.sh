@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Measures this machine's GPU: run_gpu.sh STAGE[,STAGE...] [pytest arguments], or run_gpu.sh all.
 #
-#   tests      build the native module in place, then the tests that need a GPU, each in a process of its own, so that a
-#              kernel that breaks the process's hold on the GPU fails one test
+#   build      the native module, in place
+#   tests      the tests that need a GPU, each with its parameters in a process of its own: a kernel that breaks a
+#              process's hold on the GPU spoils no other test
 #   selftest   every backend's cases; verifies fastres's own kernels on this GPU for 'auto'
 #   sanitizer  compute-sanitizer's four tools over a short list of the same cases, on fastres's own backends
 #   ceilings   memory bandwidth and matrix products
@@ -13,22 +14,24 @@
 #   latency    ResNet-50, batch 1: eager, and as CUDA graphs
 #   tuning     the Triton kernels' tiles for ResNet-50; they go into the user's table, and beside the record
 #   profile    ResNet-50 step by step, each fusion on and off: a record and a page
+#   launches, train-launches   the kernels of ResNet-50's forward and training step and their times, batch 256
 #
 # A stage stands alone, ends within ten minutes, and leaves a record in benchmarks/results/<gpu>/<date>-<stage>.json,
 # which is written as it goes and shown at the end; selftest, sanitizer and tuning leave what they print, as .txt. The
 # exit status is 0 only if all went well.
 # FASTRES_BENCH_DEVICE=cpu is a dry run on the CPU, with its records in a temporary folder. Others: settings.py; PYTHON;
-# FASTRES_BENCH_RESULTS, the folder for records.
+# FASTRES_BENCH_RESULTS, the folder for records; FASTRES_BENCH_SECONDS, of a stage at most.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export FASTRES_BENCH_DEVICE="${FASTRES_BENCH_DEVICE:-cuda}"
 python="${PYTHON:-python3}"
 dtype="${FASTRES_BENCH_DTYPES:-$([[ $FASTRES_BENCH_DEVICE == cpu ]] && echo float32 || echo bfloat16)}"
-all=(tests selftest sanitizer ceilings layers models models-fp16 autotune training latency tuning profile)
+all=(build tests selftest sanitizer ceilings layers models models-fp16 autotune training latency tuning profile
+  launches train-launches)
 
 usage() {
-  sed -n '2,21s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,23s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -44,7 +47,7 @@ print('benchmarks/results/' + re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_na
   fi
 }
 
-limited() { timeout --signal=INT --kill-after=30 570 "$@"; }
+limited() { timeout --signal=INT --kill-after=10 "${FASTRES_BENCH_SECONDS:-570}" "$@"; }
 
 suite() { # suite RECORD FILE... [pytest arguments]
   local record="$1"
@@ -54,15 +57,17 @@ suite() { # suite RECORD FILE... [pytest arguments]
 
 tests() {
   local logs status
-  FASTRES_CUDA=1 "$python" setup.py --quiet build_ext --inplace || return 1
   logs="$(mktemp -d)"
-  "$python" -m pytest -m gpu --collect-only -q tests "$@" | grep '^tests/.*::.*[^)]$' >"$logs/tests"
+  "$python" -m pytest -m gpu --collect-only -q tests "$@" | sed -n 's/^\(tests[^[ ]*::[^[ ]*\)\(\[.*\)\{0,1\}$/\1/p' |
+    sort -u >"$logs/tests"
   export logs python
   # shellcheck disable=SC2016  # for the shell that xargs starts
   <"$logs/tests" limited xargs -d '\n' -P "$(nproc)" -I {} bash -c '
     log="$(mktemp "$logs/XXXXXX")"
-    timeout --kill-after=10 240 "$python" -m pytest -q --tb=short -p no:cacheprovider "$1" >"$log" 2>&1 ||
-      { echo "--- failed: $1"; tail -n 40 "$log"; exit 1; }' one-test {}
+    timeout --foreground --kill-after=10 300 "$python" -m pytest -m gpu -q --tb=short -p no:cacheprovider "$1" >"$log" 2>&1
+    status=$?
+    echo "$1: $(tail -n 1 "$log")"
+    [[ $status == 0 ]] || { grep -E "^(E  |FAILED|ERROR)" "$log" | cut -c 1-300 | head -n 40; exit 1; }' one-test {}
   status=$?
   echo "$(wc -l <"$logs/tests") tests that need a GPU: $([[ $status == 0 ]] && echo all passed || echo not all passed)"
   return $status
@@ -116,7 +121,7 @@ profile() { # profile RECORD: of the first model and batch
 
 show() { # show RECORD, of any kind
   case "$1" in
-    *-profile.json) ;; # has shown itself
+    *-profile.json | *launches.json) ;; # has shown itself
     *) "$python" -m fastres bench --show "$1" ;;
   esac
 }
@@ -126,6 +131,7 @@ stage() { # stage NAME [pytest arguments]
   shift
   record="$results/$(date -u +%Y-%m-%dT%H%M%S)-$name.json"
   case "$name" in
+    build) FASTRES_CUDA=1 "$python" setup.py --quiet build_ext --inplace >/dev/null ;;
     tests) tests "$@" ;;
     ceilings) limited "$python" benchmarks/ceilings.py "$record" ;;
     layers) FASTRES_BENCH_DTYPES="$dtype" suite "$record" benchmarks/bench_conv.py benchmarks/bench_blocks.py "$@" ;;
@@ -144,6 +150,11 @@ stage() { # stage NAME [pytest arguments]
       FASTRES_BENCH_DTYPES="$dtype" FASTRES_BENCH_BATCHES=1 suite "$record" benchmarks/bench_models.py "$@"
       ;;
     profile) profile "$record" "$@" ;;
+    launches | train-launches)
+      export FASTRES_BENCH_BATCHES="${FASTRES_BENCH_BATCHES:-256}"
+      [[ $name == launches ]] || set -- --train "$@"
+      FASTRES_BENCH_DTYPES="$dtype" limited "$python" benchmarks/launches.py "$record" "$@"
+      ;;
     selftest | sanitizer | tuning)
       "$name" "$@" 2>&1 | tee "${record%.json}.txt"
       status=${PIPESTATUS[0]}
@@ -157,7 +168,7 @@ stage() { # stage NAME [pytest arguments]
   if [[ -f "$record" ]]; then
     show "$record" || status=1
     echo "record: $record"
-  elif [[ "$name" != tests ]]; then
+  elif [[ "$name" != build && "$name" != tests ]]; then
     echo "stage $name left no record" >&2
     status=1
   fi

@@ -85,8 +85,8 @@ class Case:
         lines = [
             f".reg .b{width(kind)} %{name};" for name, kind in zip((*names, "out"), (*self.types, self.to), strict=True)
         ]
-        lines += [".reg .b64 %p<8>;", ".reg .b32 %tid;", ".reg .pred %q<4>;", self.declare]
-        lines += ["mov.u32 %tid, %tid.x;", "mul.wide.u32 %p0, %tid, 8;"]
+        lines += [".reg .b64 %p<8>;", ".reg .b32 %t;", ".reg .pred %q<4>;", self.declare]
+        lines += ["mov.u32 %t, %tid.x;", "mul.wide.u32 %p0, %t, 8;"]
         for index, (name, kind) in enumerate(zip(names, self.types, strict=True)):
             lines += [f"ld.param.u64 %p{index + 1}, [p_{name}];", f"add.u64 %p{index + 1}, %p{index + 1}, %p0;"]
             lines += [f"ld.global.b{width(kind)} %{name}, [%p{index + 1}];"]
@@ -140,7 +140,7 @@ def kernel(body: str, params: str = "x out", *, name: str = "k", declare: str = 
     """A module with one kernel. Each word of ``params`` is a pointer parameter, loaded into ``%<word>``.
 
     The body may use predicates ``%p<8>``, 32-bit ``%r<32>``, 64-bit ``%rd<16>``, 16-bit ``%h<16>``, f32 ``%f<16>`` and
-    ``%tid``, the thread's x coordinate.
+    ``%t``, the thread's x coordinate.
     """
     words = params.split()
     loads = "\n".join(f"  .reg .b64 %{word}; ld.param.u64 %{word}, [p_{word}];" for word in words)
@@ -152,12 +152,12 @@ def kernel(body: str, params: str = "x out", *, name: str = "k", declare: str = 
 .visible .entry {name}({", ".join(f".param .u64 p_{word}" for word in words)})
 {{
   .reg .pred %p<8>;
-  .reg .b32 %r<32>, %tid;
+  .reg .b32 %r<32>, %t;
   .reg .b64 %rd<16>;
   .reg .b16 %h<16>;
   .reg .f32 %f<16>;
 {loads}
-  mov.u32 %tid, %tid.x;
+  mov.u32 %t, %tid.x;
 {body}
   ret;
 }}

@@ -13,11 +13,11 @@ SEEDS = range(10)
 # Threads reverse a block of numbers through shared memory, twice over the same buffer.
 REVERSE = """
   .shared .align 16 .b32 s[128];
-  mul.wide.u32 %rd0, %tid, 4;
+  mul.wide.u32 %rd0, %t, 4;
   add.u64 %rd1, %x, %rd0;
   add.u64 %rd2, %out, %rd0;
   mov.u32 %r0, s;
-  shl.b32 %r1, %tid, 2;
+  shl.b32 %r1, %t, 2;
   add.u32 %r2, %r0, %r1;
   sub.u32 %r3, 508, %r1;
   add.u32 %r3, %r3, %r0;
@@ -39,12 +39,12 @@ REVERSE = """
 # A double-buffered copy of four tiles of 2 KiB; each thread sums 16 bytes that another thread copied.
 PIPELINE = """
   .shared .align 16 .b8 buf[4096];
-  mul.wide.u32 %rd0, %tid, 16;
+  mul.wide.u32 %rd0, %t, 16;
   add.u64 %rd1, %x, %rd0;
-  shl.b32 %r0, %tid, 4;
+  shl.b32 %r0, %t, 4;
   mov.u32 %r1, buf;
   add.u32 %r2, %r1, %r0;
-  add.u32 %r3, %tid, 37;
+  add.u32 %r3, %t, 37;
   and.b32 %r3, %r3, 127;
   shl.b32 %r3, %r3, 4;
   add.u32 %r3, %r3, %r1;
@@ -70,7 +70,7 @@ PIPELINE = """
   add.u32 %r4, %r4, 1;
   setp.lt.u32 %p0, %r4, 4;
   @%p0 bra LOOP;
-  mul.wide.u32 %rd2, %tid, 4;
+  mul.wide.u32 %rd2, %t, 4;
   add.u64 %rd2, %rd2, %out;
   st.global.f32 [%rd2], %f0;
 """
@@ -112,25 +112,25 @@ SHARED_MUTANTS = {
     "barrier in divergent code": (
         REVERSE,
         "bar.sync 0; // full",
-        "setp.lt.u32 %p1, %tid, 16; @%p1 bar.sync 0;",
+        "setp.lt.u32 %p1, %t, 16; @%p1 bar.sync 0;",
         {"deadlock", "race", "uninitialized"},
     ),
     "one warp at another barrier": (
         REVERSE,
         "bar.sync 0; // full",
-        "setp.lt.u32 %p1, %tid, 32; @%p1 bar.sync 1; @!%p1 bar.sync 0;",
+        "setp.lt.u32 %p1, %t, 32; @%p1 bar.sync 1; @!%p1 bar.sync 0;",
         {"deadlock"},
     ),
     "count that doesn't match": (
         REVERSE,
         "bar.sync 0; // full",
-        "setp.lt.u32 %p1, %tid, 32; @%p1 bar.sync 0, 64; @!%p1 bar.sync 0;",
+        "setp.lt.u32 %p1, %t, 32; @%p1 bar.sync 0, 64; @!%p1 bar.sync 0;",
         {"barrier"},
     ),
     "half the threads write": (
         REVERSE,
         "st.shared.b32 [%r2], %r5;",
-        "setp.lt.u32 %p1, %tid, 64; @%p1 st.shared.b32 [%r2], %r5;",
+        "setp.lt.u32 %p1, %t, 64; @%p1 st.shared.b32 [%r2], %r5;",
         {"uninitialized"},
     ),
     "shared out of bounds": (REVERSE, "sub.u32 %r3, 508, %r1;", "sub.u32 %r3, 512, %r1;", {"out-of-bounds"}),
@@ -174,12 +174,12 @@ def test_reads_of_fresh_memory() -> None:
 HANDOFF = """
   mov.u32 %r0, %ctaid.x;
   setp.ne.u32 %p0, %r0, 0;
-  mul.wide.u32 %rd0, %tid, 4;
+  mul.wide.u32 %rd0, %t, 4;
   add.u64 %rd1, %x, %rd0;
   add.u64 %rd2, %out, %rd0;
-  setp.eq.u32 %p1, %tid, 0;
+  setp.eq.u32 %p1, %t, 0;
   @%p0 bra READER;
-  st.global.b32 [%rd1], %tid;
+  st.global.b32 [%rd1], %t;
   bar.sync 0;
   membar.gl; // writer
   @%p1 atom.global.exch.b32 %r1, [%flag], 1;
@@ -215,12 +215,12 @@ def test_handoff_between_blocks(seed: int) -> None:
 
 def test_warps_share_global_memory_only_across_a_barrier() -> None:
     body = """
-  xor.b32 %r0, %tid, 32;
-  mul.wide.u32 %rd0, %tid, 4;
+  xor.b32 %r0, %t, 32;
+  mul.wide.u32 %rd0, %t, 4;
   mul.wide.u32 %rd1, %r0, 4;
   add.u64 %rd0, %rd0, %x;
   add.u64 %rd1, %rd1, %x;
-  st.global.b32 [%rd0], %tid;
+  st.global.b32 [%rd0], %t;
   bar.sync 0; // full
   ld.global.b32 %r1, [%rd1];
   bar.sync 0; // empty
@@ -237,18 +237,18 @@ def test_warps_that_write_one_value() -> None:
     body = ".shared .align 4 .b32 s[1]; mov.u32 %r0, s; mov.u32 %r1, 7; st.shared.b32 [%r0], %r1;"
     for seed in SEEDS:
         assert caught(body, torch.zeros(1), threads=64, seed=seed) == "same-value"
-        assert caught(mutate(body, "mov.u32 %r1, 7;", "shr.u32 %r1, %tid, 5;"), torch.zeros(1), seed=seed) == "race"
+        assert caught(mutate(body, "mov.u32 %r1, 7;", "shr.u32 %r1, %t, 5;"), torch.zeros(1), seed=seed) == "race"
 
 
 def test_lanes_share_memory_only_across_a_warp_barrier() -> None:
     body = """
   .shared .align 4 .b32 s[32];
   mov.u32 %r0, s;
-  shl.b32 %r1, %tid, 2;
+  shl.b32 %r1, %t, 2;
   add.u32 %r2, %r0, %r1;
   xor.b32 %r3, %r1, 4;
   add.u32 %r3, %r3, %r0;
-  st.shared.b32 [%r2], %tid;
+  st.shared.b32 [%r2], %t;
   bar.warp.sync -1;
   ld.shared.b32 %r4, [%r3];"""
     for seed in SEEDS:
@@ -266,23 +266,23 @@ ALONE = {
         "out-of-bounds",
     ),
     "shuffle from a lane that left": (
-        "setp.ge.u32 %p0, %tid, 16; @%p0 bra END; shfl.sync.bfly.b32 %r0, %tid, 16, 31, 0xFFFF; END:",
+        "setp.ge.u32 %p0, %t, 16; @%p0 bra END; shfl.sync.bfly.b32 %r0, %t, 16, 31, 0xFFFF; END:",
         "inactive-lane",
     ),
-    "lane not in its mask": ("shfl.sync.bfly.b32 %r0, %tid, 1, 31, 0xFFFF;", "membermask"),
+    "lane not in its mask": ("shfl.sync.bfly.b32 %r0, %t, 1, 31, 0xFFFF;", "membermask"),
     "lanes at different shuffles": (
-        "setp.ge.u32 %p0, %tid, 16; @%p0 bra HIGH; shfl.sync.bfly.b32 %r0, %tid, 1, 31, -1; bra END;"
-        " HIGH: shfl.sync.bfly.b32 %r0, %tid, 1, 31, -1; END:",
+        "setp.ge.u32 %p0, %t, 16; @%p0 bra HIGH; shfl.sync.bfly.b32 %r0, %t, 1, 31, -1; bra END;"
+        " HIGH: shfl.sync.bfly.b32 %r0, %t, 1, 31, -1; END:",
         "deadlock",
     ),
-    "local out of bounds": (".local .align 4 .b32 l[4]; st.local.b32 [l+16], %tid;", "out-of-bounds"),
+    "local out of bounds": (".local .align 4 .b32 l[4]; st.local.b32 [l+16], %t;", "out-of-bounds"),
     "ldmatrix row of no tile": (
-        ".shared .align 16 .b8 s[512]; mov.u32 %r0, s; shl.b32 %r1, %tid, 5; add.u32 %r0, %r0, %r1;"
+        ".shared .align 16 .b8 s[512]; mov.u32 %r0, s; shl.b32 %r1, %t, 5; add.u32 %r0, %r0, %r1;"
         " ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r2, %r3, %r4, %r5}, [%r0];",
         "uninitialized",
     ),
     "ldmatrix row not of 16 bytes": (
-        ".shared .align 16 .b8 s[512]; mov.u32 %r0, s; shl.b32 %r1, %tid, 3; add.u32 %r0, %r0, %r1;"
+        ".shared .align 16 .b8 s[512]; mov.u32 %r0, s; shl.b32 %r1, %t, 3; add.u32 %r0, %r0, %r1;"
         " ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r2, %r3, %r4, %r5}, [%r0];",
         "uninitialized",
     ),
@@ -297,13 +297,13 @@ def test_single_faults(name: str) -> None:
 
 
 def test_write_to_constant_memory() -> None:
-    ptx = kernel("mov.u64 %rd0, c; st.global.b32 [%rd0], %tid;", "x", declare=".const .align 4 .b32 c = 1;")
+    ptx = kernel("mov.u64 %rd0, c; st.global.b32 [%rd0], %t;", "x", declare=".const .align 4 .b32 c = 1;")
     with pytest.raises(emulator.Fault, match="read-only"):
         emulator.load(ptx).launch("k", (1,), (1,), [torch.zeros(1)])
 
 
 def test_deadlock_names_who_waits() -> None:
-    body = "setp.lt.u32 %p1, %tid, 32; @%p1 bar.sync 1; @!%p1 bar.sync 0;"
+    body = "setp.lt.u32 %p1, %t, 32; @%p1 bar.sync 1; @!%p1 bar.sync 0;"
     with pytest.raises(emulator.Fault) as fault:
         launch(body, torch.zeros(1), threads=64)
     text = str(fault.value)

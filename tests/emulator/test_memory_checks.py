@@ -20,11 +20,11 @@ def test_vectors_and_extension() -> None:
     out = torch.zeros(32, 4, dtype=torch.int32)
     run(
         kernel("""
-  mul.wide.u32 %rd1, %tid, 4;
+  mul.wide.u32 %rd1, %t, 4;
   add.u64 %rd2, %x, %rd1;
   ld.global.v4.s8 {%h0, %h1, %h2, %h3}, [%rd2];
   cvt.s32.s16 %r0, %h0; cvt.s32.s16 %r1, %h1; cvt.s32.s16 %r2, %h2; cvt.s32.s16 %r3, %h3;
-  mul.wide.u32 %rd3, %tid, 16;
+  mul.wide.u32 %rd3, %t, 16;
   add.u64 %rd3, %rd3, %out;
   st.global.v4.b32 [%rd3], {%r0, %r1, %r2, %r3};"""),
         x,
@@ -50,9 +50,9 @@ def test_spaces_through_generic_addresses() -> None:
   .shared .align 4 .b32 s[32];
   .local .align 4 .b32 l[4];
   mov.u32 %r0, s;
-  shl.b32 %r1, %tid, 2;
+  shl.b32 %r1, %t, 2;
   add.u32 %r0, %r0, %r1;
-  st.shared.b32 [%r0], %tid;
+  st.shared.b32 [%r0], %t;
   cvt.u64.u32 %rd0, %r0;
   cvta.shared.u64 %rd1, %rd0;
   ld.b32 %r2, [%rd1];
@@ -66,12 +66,12 @@ def test_spaces_through_generic_addresses() -> None:
   st.b32 [%rd4+8], %r2;
   ld.local.b32 %r3, [l+8];
   mov.u64 %rd5, table;
-  and.b32 %r4, %tid, 3;
+  and.b32 %r4, %t, 3;
   mul.wide.u32 %rd6, %r4, 4;
   add.u64 %rd5, %rd5, %rd6;
   ld.const.b32 %r5, [%rd5];
   add.u32 %r3, %r3, %r5;
-  mul.wide.u32 %rd7, %tid, 4;
+  mul.wide.u32 %rd7, %t, 4;
   add.u64 %rd7, %rd7, %out;
   st.global.b32 [%rd7], %r3;""",
         "out",
@@ -110,7 +110,7 @@ def test_globals_live_as_long_as_the_module() -> None:
 )
 def test_atomics(operation: str, start: int, result: int) -> None:
     x = torch.tensor([start], dtype=torch.int32)
-    run(kernel(f"red.global.{operation} [%x], %tid;", "x"), x)
+    run(kernel(f"red.global.{operation} [%x], %t;", "x"), x)
     assert x.item() == result
 
 
@@ -148,10 +148,10 @@ def test_atomic_add_of_floats_in_shared_memory() -> None:
     body = """
   .shared .align 4 .f32 s;
   mov.f32 %f0, 0f00000000;
-  setp.eq.u32 %p0, %tid, 0;
+  setp.eq.u32 %p0, %t, 0;
   @%p0 st.shared.f32 [s], %f0;
   bar.sync 0;
-  cvt.rn.f32.u32 %f1, %tid;
+  cvt.rn.f32.u32 %f1, %t;
   atom.shared.add.f32 %f2, [s], %f1;
   bar.sync 0;
   ld.shared.f32 %f3, [s];
@@ -164,13 +164,13 @@ def test_atomic_add_of_floats_in_shared_memory() -> None:
 def test_barrier_reductions() -> None:
     out = torch.zeros(3, dtype=torch.int32)
     body = """
-  setp.lt.u32 %p0, %tid, 50;
+  setp.lt.u32 %p0, %t, 50;
   bar.red.popc.u32 %r0, 0, %p0;
   bar.red.and.pred %p1, 1, %p0;
   bar.red.or.pred %p2, 2, !%p0;
   selp.b32 %r1, 1, 0, %p1;
   selp.b32 %r2, 1, 0, %p2;
-  setp.eq.u32 %p3, %tid, 77;
+  setp.eq.u32 %p3, %t, 77;
   @!%p3 bra END;
   st.global.b32 [%out], %r0; st.global.b32 [%out+4], %r1; st.global.b32 [%out+8], %r2;
   END:"""
@@ -184,11 +184,11 @@ def test_producers_arrive_and_consumers_wait() -> None:
     out = torch.zeros(32, dtype=torch.int32)
     body = """
   .shared .align 4 .b32 s[32];
-  and.b32 %r0, %tid, 31;
+  and.b32 %r0, %t, 31;
   shl.b32 %r1, %r0, 2;
   mov.u32 %r2, s;
   add.u32 %r2, %r2, %r1;
-  setp.ge.u32 %p0, %tid, 32;
+  setp.ge.u32 %p0, %t, 32;
   @%p0 bra CONSUMER;
   mul.lo.u32 %r3, %r0, 3;
   st.shared.b32 [%r2], %r3;
@@ -214,10 +214,10 @@ def test_ldmatrix_and_stmatrix(trans: bool) -> None:
     t = ".trans" if trans else ""
     body = f"""
   .shared .align 16 .b8 s[512];
-  mul.wide.u32 %rd0, %tid, 16;
+  mul.wide.u32 %rd0, %t, 16;
   add.u64 %rd1, %rd0, %x;
   ld.global.v4.b32 {{%r0, %r1, %r2, %r3}}, [%rd1];
-  shl.b32 %r4, %tid, 4;
+  shl.b32 %r4, %t, 4;
   mov.u32 %r5, s;
   add.u32 %r5, %r5, %r4;
   st.shared.v4.b32 [%r5], {{%r0, %r1, %r2, %r3}};
@@ -244,7 +244,7 @@ def test_ldmatrix_and_stmatrix(trans: bool) -> None:
 def test_movmatrix_transposes() -> None:
     x, out = torch.arange(64, dtype=torch.int16), torch.zeros(64, dtype=torch.int16)
     body = """
-  mul.wide.u32 %rd0, %tid, 4;
+  mul.wide.u32 %rd0, %t, 4;
   add.u64 %rd1, %rd0, %x;
   ld.global.b32 %r0, [%rd1];
   movmatrix.sync.aligned.m8n8.trans.b16 %r1, %r0;
@@ -265,8 +265,8 @@ def test_mma() -> None:
     b_registers = torch.stack([b[columns + dr, g[:, None]] for dr in (0, 8)], 1).contiguous()
     out = torch.zeros(32, 4)
     body = """
-  mul.wide.u32 %rd0, %tid, 16;
-  mul.wide.u32 %rd1, %tid, 8;
+  mul.wide.u32 %rd0, %t, 16;
+  mul.wide.u32 %rd1, %t, 8;
   add.u64 %rd2, %a, %rd0;
   add.u64 %rd3, %b, %rd1;
   add.u64 %rd4, %out, %rd0;
