@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/bn_act.h"
 #include "params.h"
 #ifdef FASTRES_EMULATOR
 #include "emulator/bind_pieces.h"
@@ -48,6 +49,82 @@ py::dict build_info() {
   info["emulator"] = false;
 #endif
   return info;
+}
+
+// A pass on the CPU, of float64 or float32: `fill` sets what it takes beside its sizes.
+template <class Fill>
+void run_on_cpu(cpu::Pass pass, bool float64, int64_t rows, int64_t channels, int threads, const Fill& fill) {
+  if (rows < 1 || channels < 1) throw std::invalid_argument("rows, channels: expected 1 or more");
+  const auto run = [&](auto of) {
+    of.rows = rows, of.channels = channels, of.threads = threads;
+    fill(of);
+    cpu::bn_act(pass, of);
+  };
+  const py::gil_scoped_release release;
+  float64 ? run(cpu::BnAct<double>()) : run(cpu::BnAct<float>());
+}
+
+// An address as the type of the pointer that it is assigned to.
+struct Address {
+  uintptr_t value;
+  template <class T>
+  operator T*() const {
+    return reinterpret_cast<T*>(value);
+  }
+};
+
+using Addresses = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+
+// scale, shift, shortcut, scale2, shift2: of a ReLU's argument.
+template <class T>
+void set_argument(cpu::BnAct<T>& of, const Addresses& argument) {
+  const auto [scale, shift, shortcut, scale2, shift2] = argument;
+  of.scale = Address{scale}, of.shift = Address{shift};
+  of.shortcut = Address{shortcut}, of.scale2 = Address{scale2}, of.shift2 = Address{shift2};
+}
+
+void bind_cpu(py::module_& m) {
+  m.def(
+      "cpu_apply",
+      [](bool float64, int64_t rows, int64_t channels, int threads, uintptr_t y, const Addresses& argument, bool relu,
+         uintptr_t out) {
+        run_on_cpu(cpu::Pass::kApply, float64, rows, channels, threads, [&](auto& of) {
+          set_argument(of, argument);
+          of.y = Address{y}, of.out = Address{out}, of.relu = relu;
+        });
+      },
+      "out = act(y * scale + shift [+ shortcut [* scale2 + shift2]]); argument: those five addresses, 0 for none.");
+  m.def(
+      "cpu_statistics",
+      [](bool float64, int64_t rows, int64_t channels, int threads, uintptr_t y, uintptr_t statistics) {
+        run_on_cpu(cpu::Pass::kStatistics, float64, rows, channels, threads,
+                   [&](auto& of) { of.y = Address{y}, of.result = Address{statistics}; });
+      },
+      "statistics, [channels, 3]: count, mean and m2 of y.");
+  m.def(
+      "cpu_sums",
+      [](bool float64, int64_t rows, int64_t channels, int threads, uintptr_t y, uintptr_t gradient, uintptr_t mean,
+         const Addresses& argument, bool relu, uintptr_t masked, uintptr_t sums) {
+        run_on_cpu(cpu::Pass::kSums, float64, rows, channels, threads, [&](auto& of) {
+          set_argument(of, argument);
+          of.y = Address{y}, of.gradient = Address{gradient}, of.mean = Address{mean}, of.relu = relu;
+          of.masked = Address{masked}, of.result = Address{sums};
+        });
+      },
+      "sums, [channels, 2]: of g and g * (y - mean), g being gradient where the ReLU passes it; masked = g.");
+  m.def(
+      "cpu_backward",
+      [](bool float64, int64_t rows, int64_t channels, int threads, uintptr_t y, uintptr_t gradient, uintptr_t mean,
+         uintptr_t invstd, uintptr_t scale, uintptr_t sums, double values, const Addresses& argument, bool relu,
+         uintptr_t out) {
+        run_on_cpu(cpu::Pass::kBackward, float64, rows, channels, threads, [&](auto& of) {
+          set_argument(of, argument);
+          of.y = Address{y}, of.gradient = Address{gradient}, of.mean = Address{mean}, of.relu = relu;
+          of.invstd = Address{invstd}, of.gradient_scale = Address{scale};
+          of.sums = Address{sums}, of.values = values, of.out = Address{out};
+        });
+      },
+      "out = scale * (g - sum_g / values - (y - mean) * invstd^2 * sum_gy / values); g and sums as cpu_sums has them.");
 }
 
 #ifdef FASTRES_CUDA
@@ -270,8 +347,10 @@ void bind_bn_act(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native code of fastres: CUDA kernel launchers and the PTX emulator.";
+  m.doc() =
+      "Native code of fastres: CUDA kernel launchers, passes of a training step on the CPU, and the PTX emulator.";
   m.def("build_info", &build_info, "What was built: compiler, cuda, cuda_missing, archs, kernels, emulator.");
+  bind_cpu(m);
 #ifdef FASTRES_EMULATOR
   fastres::emulator::bind_emulator(m);
   fastres::emulator::bind_pieces(m);

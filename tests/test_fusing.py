@@ -218,7 +218,7 @@ def test_explain_leaves_a_training_model_as_it_is() -> None:
     ours.train()
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     layers = fastres.explain(ours, image()).layers
-    assert {layer.backend for layer in layers} == {"aten"}
+    assert {layer.backend for layer in layers} == {"native"}
     assert ours.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 

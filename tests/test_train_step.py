@@ -242,7 +242,7 @@ def test_obstacle_in_training(change: Change, reason: str) -> None:
     with registry.recording() as choices:
         assert_same_step(ours, theirs, image(2, 3, 33, 33))
     assert any(re.search(reason, choice.reason) for choice in choices if choice.backend == "plain")
-    assert sum(choice.backend == "aten" for choice in choices) > 10
+    assert sum(choice.backend == "native" for choice in choices) > 10
     for model in (ours, theirs):
         model.float()  # modules that cases share
 
@@ -255,7 +255,7 @@ def test_who_trains() -> None:
             [(backend, reason)] = {(r.backend, r.reason) for r in fastres.explain(ours.train(), image()).layers}
             backends[name] = f"{backend}: {reason}"
     assert backends == {
-        "auto": "aten: first choice for training on cpu",
+        "auto": "native: first choice for training on cpu",
         "reference": "reference: asked for by name",
         "onednn": "plain: backend 'onednn' does not train",
         "plain": "plain: asked for by name",

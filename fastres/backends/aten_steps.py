@@ -18,7 +18,7 @@ from torch.autograd import Variable
 from .reference_steps import ReferenceSteps, conv_backward, like
 from .steps import Affine, Geometry, Moments, Relu, Shortcut
 
-_FULL = (torch.float32, torch.float64)  # narrower ones are rounded where the reference rounds them
+FULL = (torch.float32, torch.float64)  # narrower ones are rounded where the reference rounds them
 _SMALL = 8 << 20  # bytes that are soon in use again after they were let go
 
 
@@ -29,7 +29,7 @@ class AtenSteps(ReferenceSteps):
     def conv(
         self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> tuple[Tensor, Tensor]:
-        if x.dtype not in _FULL:
+        if x.dtype not in FULL:
             return super().conv(x, weight, geometry, prologue)
         y = self.conv_alone(x, weight, geometry, prologue)
         mean, var = torch.ops.aten.batch_norm_update_stats.default(y, None, None, 0.0)
@@ -37,7 +37,7 @@ class AtenSteps(ReferenceSteps):
         return y, torch.stack([torch.full_like(mean, values), mean, var * values], 1)
 
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
-        if y.dtype not in _FULL:
+        if y.dtype not in FULL:
             return super().apply(y, affine, shortcut, relu)
         out = _argument(torch.empty_like(y), y, affine, shortcut)
         return out.relu_() if relu else out
@@ -53,7 +53,7 @@ class AtenSteps(ReferenceSteps):
         overwrite: bool = False,
         keep_masked: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        if y.dtype not in _FULL:
+        if y.dtype not in FULL:
             return super().norm_backward(
                 y, gradient, moments, relu, reduce=reduce, overwrite=overwrite, keep_masked=keep_masked
             )
@@ -64,7 +64,7 @@ class AtenSteps(ReferenceSteps):
                 argument = self._remade[1]
             else:
                 # What is kept is the caller's until the block's end, past the masks of the layers before.
-                argument = _argument(_workspace.like(y, "kept" if keep_masked else "masked"), y, *relu)
+                argument = _argument(workspace.like(y, "kept" if keep_masked else "masked"), y, *relu)
             masked = gradient if overwrite else argument
             torch.ops.aten.threshold_backward.grad_input(gradient, argument, 0, grad_input=masked)
         whole = reduce is None and y.nbytes <= _SMALL
@@ -80,7 +80,7 @@ class AtenSteps(ReferenceSteps):
         offset = total[:, 0] * scale / -values - mean * slope
         owned = not keep_masked and (overwrite or masked is not gradient)
         # Without a ReLU, the workspace may have the gradient of the branch beside this shortcut.
-        out = masked if owned else torch.empty_like(y) if relu is None else _workspace.like(y, "dy")
+        out = masked if owned else torch.empty_like(y) if relu is None else workspace.like(y, "dy")
         dy = _affine(out, masked, Affine(scale, offset))
         return dy.addcmul_(y, slope[:, None, None]), masked if keep_masked else None, sums
 
@@ -93,11 +93,11 @@ class AtenSteps(ReferenceSteps):
     def wgrad(
         self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
     ) -> Tensor:
-        if x.dtype not in _FULL:
+        if x.dtype not in FULL:
             return super().wgrad(gradient, x, size, geometry, prologue)
         a = x
         if prologue is not None:
-            a = _affine(_workspace.like(x, "input"), x, prologue).relu_()
+            a = _affine(workspace.like(x, "input"), x, prologue).relu_()
             self._remade = x, a
         return conv_backward(gradient, a, like(x, size), geometry, (False, True))[1]
 
@@ -144,4 +144,4 @@ class _Workspace(threading.local):
         return True
 
 
-_workspace = _Workspace()
+workspace = _Workspace()

@@ -10,13 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import native
 from ..layer import ConvBN
 from . import registry
 from .aten_steps import AtenSteps
+from .cpu_steps import CpuSteps
 from .registry import AUTO, PLAIN, BackendError
 from .steps import Steps
 
 ATEN = "aten"
+NATIVE = "native"
 
 
 def obstacle(device: torch.device, model_backend: str) -> str | None:
@@ -44,9 +47,16 @@ def resolve(x: Tensor, layers: tuple[ConvBN, ...], name: str) -> Steps:
     if steps is None:
         if x.device.type != "cpu":
             raise BackendError(f"{name!r} has no passes of a training step on {x.device.type}")
-        name, reason, steps = ATEN, "first choice for training on cpu", AtenSteps()
-    if name != ATEN and (why := registry.get(name).unsupported(x, layers[0])):
+        name, reason, steps = _of_cpu()
+    if name not in (ATEN, NATIVE) and (why := registry.get(name).unsupported(x, layers[0])):
         raise BackendError(f"backend {name!r} cannot run this training step: {why}")
     for layer in layers:
         registry.record(x, layer, name, reason)
     return steps
+
+
+def _of_cpu() -> tuple[str, str, Steps]:
+    """What the CPU trains with: a name, why, and the passes of one block."""
+    if native.load() is None:
+        return ATEN, native.why_missing(), AtenSteps()
+    return NATIVE, "first choice for training on cpu", CpuSteps()

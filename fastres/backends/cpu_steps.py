@@ -1,0 +1,181 @@
+"""The passes of a training step on the CPU in native code, csrc/cpu: each one pass over memory, in float32 and float64.
+
+Convolutions are PyTorch's own operators. For other dtypes, and where the native module was not built, `aten_steps`
+has the passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import native
+from .aten_steps import FULL, AtenSteps, workspace
+from .reference_steps import conv_backward, like
+from .steps import Affine, Geometry, Moments, Relu, Shortcut
+
+
+class CpuSteps(AtenSteps):
+    """The passes; every one raises ValueError, by name, for a tensor that does not fit."""
+
+    def __init__(self) -> None:
+        """Raises ImportError where the native module was not built."""
+        super().__init__()
+        self._native = native.require()
+
+    def conv(
+        self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if x.dtype not in FULL:
+            return super().conv(x, weight, geometry, prologue)
+        y = self.conv_alone(x, weight, geometry, prologue).contiguous(memory_format=torch.channels_last)
+        statistics = y.new_empty((y.shape[1], 3))
+        self._native.cpu_statistics(*_problem(y), y.data_ptr(), statistics.data_ptr())
+        return y, statistics
+
+    def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
+        if y.dtype not in FULL:
+            return super().apply(y, affine, shortcut, relu)
+        return self._apply(torch.empty_like(y, memory_format=torch.channels_last), y, affine, shortcut, relu)
+
+    def _apply(self, out: Tensor, y: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool) -> Tensor:
+        y = _activation("y", y, y)
+        argument = _argument(y, Relu(affine, shortcut))
+        self._native.cpu_apply(*_problem(y), y.data_ptr(), _addresses(argument), relu, out.data_ptr())
+        return out
+
+    def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
+        if y.dtype not in FULL:
+            return super().gradient_sums(y, gradient, mean, relu)
+        return self._sums(y, _activation("gradient", gradient, y), mean, relu, None)
+
+    def _sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None, masked: Tensor | None) -> Tensor:
+        y, mean = _activation("y", y, y), _vector("mean", mean, y)
+        argument = _argument(y, relu)
+        sums = y.new_empty((y.shape[1], 2))
+        self._native.cpu_sums(
+            *_problem(y), y.data_ptr(), gradient.data_ptr(), mean.data_ptr(), _addresses(argument), relu is not None,
+            0 if masked is None else masked.data_ptr(), sums.data_ptr(),
+        )  # fmt: skip
+        return sums
+
+    def bn_backward(
+        self,
+        y: Tensor,
+        gradient: Tensor,
+        moments: Moments,
+        sums: Tensor,
+        relu: Relu | None = None,
+        *,
+        overwrite: bool = False,
+        keep_masked: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        if y.dtype not in FULL:
+            return super().bn_backward(y, gradient, moments, sums, relu, overwrite=overwrite, keep_masked=keep_masked)
+        gradient = _activation("gradient", gradient, y)
+        masked = gradient
+        if keep_masked and relu is not None:
+            masked = gradient if overwrite else torch.empty_like(y, memory_format=torch.channels_last)
+            self._sums(y, gradient, moments.mean, relu, masked)
+            relu = None
+        owned = overwrite and not keep_masked
+        out = gradient if owned else torch.empty_like(y, memory_format=torch.channels_last)
+        return self._backward(out, y, masked, moments, sums, relu), masked if keep_masked else None
+
+    def _backward(
+        self, out: Tensor, y: Tensor, gradient: Tensor, moments: Moments, sums: Tensor, relu: Relu | None
+    ) -> Tensor:
+        y = _activation("y", y, y)
+        argument = _argument(y, relu)
+        mean, invstd, scale = (
+            _vector(name, vector, y) for name, vector in zip(("mean", "invstd", "scale"), moments[:3], strict=True)
+        )
+        sums = sums.contiguous()
+        if sums.shape != (y.shape[1], 2) or sums.dtype != y.dtype:
+            raise ValueError(f"sums: expected {y.dtype} [{y.shape[1]}, 2], got {sums.dtype} {tuple(sums.shape)}")
+        self._native.cpu_backward(
+            *_problem(y), y.data_ptr(), gradient.data_ptr(), mean.data_ptr(), invstd.data_ptr(), scale.data_ptr(),
+            sums.data_ptr(), moments.values, _addresses(argument), relu is not None, out.data_ptr(),
+        )  # fmt: skip
+        return out
+
+    def norm_backward(
+        self,
+        y: Tensor,
+        gradient: Tensor,
+        moments: Moments,
+        relu: Relu | None = None,
+        *,
+        reduce: Callable[[Tensor], Tensor] | None,
+        overwrite: bool = False,
+        keep_masked: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        if y.dtype not in FULL:
+            return super().norm_backward(
+                y, gradient, moments, relu, reduce=reduce, overwrite=overwrite, keep_masked=keep_masked
+            )
+        gradient = _activation("gradient", gradient, y)
+        masked = gradient
+        if keep_masked and relu is not None and not overwrite:
+            masked = workspace.like(y, "kept")
+        sums = self._sums(y, gradient, moments.mean, relu, masked if keep_masked and relu is not None else None)
+        total = sums if reduce is None else reduce(sums)
+        if overwrite and not keep_masked:
+            out = gradient
+        elif relu is None:  # the workspace may have the gradient of the branch beside this shortcut
+            out = torch.empty_like(y, memory_format=torch.channels_last)
+        else:
+            out = workspace.like(y, "dy")
+        self._backward(out, y, masked, moments, total, None if keep_masked else relu)
+        return out, masked if keep_masked else None, sums
+
+    def wgrad(
+        self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
+    ) -> Tensor:
+        if x.dtype not in FULL:
+            return super().wgrad(gradient, x, size, geometry, prologue)
+        a = x if prologue is None else self._apply(workspace.like(x, "input"), x, prologue, None, True)
+        return conv_backward(gradient, a, like(x, size), geometry, (False, True))[1]
+
+
+def _problem(y: Tensor) -> tuple[bool, int, int, int]:
+    """float64, rows, channels, threads."""
+    channels = y.shape[1]
+    return y.dtype == torch.float64, y.numel() // channels, channels, torch.get_num_threads()
+
+
+def _activation(name: str, x: Tensor, y: Tensor) -> Tensor:
+    """`x` dense in channels_last."""
+    if x.shape != y.shape or x.dtype != y.dtype or x.device.type != "cpu":
+        raise ValueError(
+            f"{name}: expected {y.dtype} {tuple(y.shape)} on cpu, got {x.dtype} {tuple(x.shape)} on {x.device}"
+        )
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _vector(name: str, vector: Tensor, y: Tensor) -> Tensor:
+    if vector.shape != y.shape[1:2] or vector.dtype != y.dtype:
+        raise ValueError(f"{name}: expected {y.dtype} [{y.shape[1]}], got {vector.dtype} {tuple(vector.shape)}")
+    return vector.contiguous()
+
+
+def _argument(y: Tensor, relu: Relu | None) -> tuple[Tensor, ...]:
+    """scale, shift, shortcut, scale2 and shift2, as they are there."""
+    if relu is None:
+        return ()
+    affine, shortcut = relu
+    own = _vector("scale", affine.scale, y), _vector("shift", affine.shift, y)
+    if shortcut is None:
+        return own
+    x = _activation("shortcut", shortcut.x, y)
+    if shortcut.affine is None:
+        return *own, x
+    scale2, shift2 = shortcut.affine
+    return *own, x, _vector("shortcut's scale", scale2, y), _vector("shortcut's shift", shift2, y)
+
+
+def _addresses(argument: tuple[Tensor, ...]) -> tuple[int, ...]:
+    addresses = [t.data_ptr() for t in argument]
+    return *addresses, *[0] * (5 - len(addresses))

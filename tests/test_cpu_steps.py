@@ -1,0 +1,162 @@
+"""The passes of a training step in native code on the CPU, against autograd in float64 (tests/passes.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from passes import Layer, Norm, affine, nhwc
+from torch import Tensor
+
+from fastres.backends.cpu_steps import CpuSteps
+from fastres.backends.reference_steps import ReferenceSteps
+from fastres.backends.steps import Geometry, Moments, Relu, Shortcut
+
+FLOATS = (torch.float32, torch.float64)
+every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+
+# One slab is 64 Ki elements in rows of 64 columns or more: below, at and past both, and what is left at the end.
+NORMS = {
+    "one channel": Norm(n=3, c=1, image=(7, 5)),
+    "one row": Norm(n=2, c=70, image=(1, 1), relu=False),
+    "rows left over": Norm(n=3, c=9, image=(7, 3)),
+    "no ReLU": Norm(relu=False),
+    "shortcut": Norm(c=24, shortcut=True),
+    "projected": Norm(c=20, shortcut=True, projected=True),
+    "slabs": Norm(n=2, c=33, image=(50, 41), shortcut=True),
+    "slabs of one channel": Norm(n=2, c=1, image=(210, 201)),
+    "slabs of many": Norm(n=1, c=1030, image=(11, 13), shortcut=True, projected=True),
+}
+every_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
+
+
+@pytest.fixture
+def steps() -> CpuSteps:
+    return CpuSteps()
+
+
+@every_norm
+def test_norm(steps: CpuSteps, norm: Norm) -> None:
+    norm.check(steps, torch.float32)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_gradient_passes_nan(steps: CpuSteps, projected: bool) -> None:
+    Norm(c=24, shortcut=True, projected=projected).check(steps, torch.float32, not_finite=True)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [Layer(), Layer(c=7, k=13, stride=(2, 2)), Layer(k=1, image=(40, 45)), Layer(c=8, k=64, image=(37, 33))],
+)
+def test_conv_and_wgrad(steps: CpuSteps, layer: Layer) -> None:
+    layer.check_conv(steps, torch.float32)
+    layer.check_wgrad(steps, torch.float32)
+
+
+def given(norm: Norm, dtype: torch.dtype) -> tuple[Tensor, Tensor, Moments, Relu | None]:
+    """y, gradient, moments and ReLU."""
+    y, _, _, shortcut, gradient = norm.inputs(torch.float32)
+    vectors = torch.randn(3, norm.c).to(dtype)
+    known = affine(norm.c)
+    relu = Relu(known._make(v.to(dtype) for v in known), shortcut and to(shortcut, dtype)) if norm.relu else None
+    return y.to(dtype), gradient.to(dtype), Moments(*vectors, y.numel() // norm.c), relu
+
+
+def to(shortcut: Shortcut, dtype: torch.dtype) -> Shortcut:
+    scaled = shortcut.affine
+    return Shortcut(shortcut.x.to(dtype), scaled and scaled._make(v.to(dtype) for v in scaled))
+
+
+@every_norm
+def test_every_bit_is_the_same_on_any_number_of_threads(steps: CpuSteps, norm: Norm) -> None:
+    y, gradient, moments, relu = given(norm, torch.float32)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in 1, 2, 3:
+            torch.set_num_threads(threads)
+            dy, masked, sums = steps.norm_backward(y, gradient, moments, relu, reduce=None, keep_masked=True)
+            assert masked is not None
+            out = torch.zeros(()) if relu is None else steps.apply(y, relu.affine, relu.shortcut)
+            found.append([t.clone() for t in (dy, masked, sums, out)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
+@every_norm
+@pytest.mark.parametrize("keep_masked", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_norm_backward_is_the_reference_in_float64(
+    steps: CpuSteps, norm: Norm, overwrite: bool, keep_masked: bool
+) -> None:
+    y, gradient, moments, relu = given(norm, torch.float64)
+    for reduce in None, torch.zeros_like, lambda sums: sums * 3:
+        expected = ReferenceSteps().norm_backward(y, gradient, moments, relu, reduce=reduce, keep_masked=keep_masked)
+        mine = gradient.clone(memory_format=torch.preserve_format)
+        found = steps.norm_backward(y, mine, moments, relu, reduce=reduce, overwrite=overwrite, keep_masked=keep_masked)
+        assert overwrite or torch.equal(mine, gradient)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs)
+
+
+@every_float
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_statistics_of_what_is_not_finite(steps: CpuSteps, dtype: torch.dtype, value: str) -> None:
+    x = torch.randn(2, 5, 9, 8).to(dtype)
+    x[1, 3, 4, 4] = float(value)
+    y, statistics = steps.conv(nhwc(x), torch.ones(5, 1, 1, 1, dtype=dtype), Geometry(groups=5))
+    mean, var = torch.zeros(5, dtype=dtype), torch.ones(5, dtype=dtype)
+    F.batch_norm(y, mean, var, training=True, momentum=1.0)
+    assert not mean[3].isfinite()
+    torch.testing.assert_close(statistics[:, 1], mean, equal_nan=True)
+    torch.testing.assert_close(statistics[:, 2] / 143, var, equal_nan=True)
+
+
+def test_variances_far_from_zero(steps: CpuSteps) -> None:
+    """Sums of squares would have no digit of these; float32's own rounding of y leaves them three."""
+    y, statistics = steps.conv(
+        nhwc(torch.randn(4, 3, 40, 40) * torch.tensor([1e-2, 1.0, 1e3]).view(3, 1, 1) + 100.0),
+        nhwc(torch.eye(3).view(3, 3, 1, 1)),
+        Geometry(),
+    )
+    var, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(statistics[:, 1].double(), mean, rtol=1e-7, atol=0)
+    torch.testing.assert_close(statistics[:, 2].double() / 6400, var, rtol=1e-6, atol=0)
+
+
+def test_views(steps: CpuSteps) -> None:
+    """Off a vector's alignment, and with gaps, which cost a copy."""
+    memory = torch.randn(3 * 6 * 5 * 24 + 1)
+    y = memory[1:].view(3, 6, 5, 24).permute(0, 3, 1, 2)
+    known = affine(24)
+    expected = steps.apply(y.clone(), known)
+    assert torch.equal(steps.apply(y, known), expected)
+    padded = torch.randn(3, 6, 7, 24)
+    padded[:, :, 1:6] = y.permute(0, 2, 3, 1)
+    assert torch.equal(steps.apply(padded[:, :, 1:6].permute(0, 3, 1, 2), known), expected)
+    spaced = torch.stack([torch.stack(tuple(known)), torch.zeros(2, 24)], 2)[..., 0]
+    assert torch.equal(steps.apply(y, known._make(spaced)), expected)
+
+
+def test_what_does_not_fit(steps: CpuSteps) -> None:
+    y, gradient, moments, relu = given(Norm(c=24), torch.float32)
+    assert relu is not None
+    sums = torch.zeros(24, 2)
+    with pytest.raises(ValueError, match=r"^gradient: expected torch.float32 \(2, 24, 6, 5\) on cpu, got"):
+        steps.gradient_sums(y, gradient[:1], moments.mean, relu)
+    with pytest.raises(ValueError, match=r"^shortcut: expected .* got torch.float64"):
+        steps.apply(y, relu.affine, Shortcut(y.double()))
+    with pytest.raises(ValueError, match=r"^scale: expected torch.float32 \[24\], got torch.float32 \(23,\)"):
+        steps.apply(y, relu.affine._replace(scale=torch.ones(23)))
+    with pytest.raises(ValueError, match=r"^sums: expected torch.float32 \[24, 2\], got"):
+        steps.bn_backward(y, gradient, moments, sums.double(), relu)
+
+
+def test_narrow_dtypes_take_the_reference(steps: CpuSteps) -> None:
+    norm = Norm(shortcut=True)
+    norm.check(steps, torch.bfloat16)
