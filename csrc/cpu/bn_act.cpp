@@ -11,7 +11,7 @@ namespace fastres::cpu {
 
 namespace {
 
-constexpr int64_t kWide = 64;         // columns that a row should have, for loops over columns to be worth it
+constexpr int64_t kWide = 256;        // columns that a row should have, for loops over columns to be worth it
 constexpr int64_t kSlab = 64 * 1024;  // elements of a slab, which fits in a core's second-level cache
 constexpr int64_t kFewRows = 64;      // of a slab; fewer, and merging slabs would count
 

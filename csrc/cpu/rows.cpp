@@ -25,8 +25,9 @@ inline T relu(T x) {
 
 template <Shortcut kShortcut, bool kRelu, class T>
 inline T passed(const Rows<T>& of, int64_t at, int64_t c) {
-  if constexpr (!kRelu) return of.gradient[at];
-  return argument<kShortcut>(of, at, c) <= 0 ? T(0) : of.gradient[at];
+  const T g = of.gradient[at];  // read in any case: a read under a condition costs more
+  if constexpr (!kRelu) return g;
+  return argument<kShortcut>(of, at, c) <= 0 ? T(0) : g;
 }
 
 template <Shortcut kShortcut, bool kRelu, class T>
@@ -41,68 +42,33 @@ void apply(const Rows<T> of) {
   }
 }
 
-// Adds to sums, by column, what `term` gives of rows: four at a time, which spares loads and stores of the sums.
-template <class T, class Term>
-inline void add_rows(int64_t rows, int64_t width, T* sums, const Term& term) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    const int64_t row = r * width;
-#pragma GCC ivdep
-    for (int64_t c = 0; c < width; ++c) {
-      const int64_t at = row + c;
-      sums[c] += (term(at, c) + term(at + width, c)) + (term(at + 2 * width, c) + term(at + 3 * width, c));
-    }
-  }
-  for (; r < rows; ++r) {
-#pragma GCC ivdep
-    for (int64_t c = 0; c < width; ++c) sums[c] += term(r * width + c, c);
-  }
-}
-
-// Two values a place, in two sums a column.
+// Two values a place, for two sums a column.
 template <class T>
 struct Two {
   T first, second;
 };
 
-template <class T>
-inline Two<T> operator+(Two<T> a, Two<T> b) {
-  return {a.first + b.first, a.second + b.second};
-}
-
-template <int kAtOnce, class T, class Term>
-inline void add_few(int64_t start, int64_t rows, int64_t width, T* first, T* second, const Term& term) {
-  int64_t r = start;
-  for (; r + kAtOnce <= start + rows; r += kAtOnce) {
-    const int64_t row = r * width;
-#pragma GCC ivdep
-    for (int64_t c = 0; c < width; ++c) {
-      Two<T> sum = term(row + c, c) + term(row + width + c, c);
-      if constexpr (kAtOnce == 4) sum = sum + (term(row + 2 * width + c, c) + term(row + 3 * width + c, c));
-      first[c] += sum.first, second[c] += sum.second;
-    }
-  }
-  for (; r < start + rows; ++r) {
-#pragma GCC ivdep
-    for (int64_t c = 0; c < width; ++c) {
-      const Two<T> value = term(r * width + c, c);
-      first[c] += value.first, second[c] += value.second;
-    }
-  }
-}
-
-// Sums of sums of few rows, for rounding errors that grow with the square root of both numbers and not of all rows.
-// `sums` is [4, width]: both sums, and room for both of few rows.
-template <int kAtOnce, class T, class Term>
+// Sums by column of what `term` gives at a place, as sums of sums of few rows: rounding errors grow with the square
+// root of both numbers, not of all rows. `sums` is [4, width]: both sums, and room for both of few rows. One row after
+// the other, as hardware prefetches: two or four at once spare loads and stores of sums, and were half as fast from
+// memory.
+template <class T, class Term>
 inline void add_two(int64_t rows, int64_t width, T* sums, const Term& term) {
   constexpr int64_t kFew = 64;
-  T* few = sums + 2 * width;
+  T *first = sums + 2 * width, *second = first + width;
   for (int64_t c = 0; c < 2 * width; ++c) sums[c] = 0;
   for (int64_t start = 0; start < rows; start += kFew) {
-    for (int64_t c = 0; c < 2 * width; ++c) few[c] = 0;
-    add_few<kAtOnce>(start, rows - start < kFew ? rows - start : kFew, width, few, few + width, term);
+    for (int64_t c = 0; c < 2 * width; ++c) first[c] = 0;
+    const int64_t end = start + kFew < rows ? start + kFew : rows;
+    for (int64_t r = start; r < end; ++r) {
 #pragma GCC ivdep
-    for (int64_t c = 0; c < 2 * width; ++c) sums[c] += few[c];
+      for (int64_t c = 0; c < width; ++c) {
+        const Two<T> value = term(r * width + c, c);
+        first[c] += value.first, second[c] += value.second;
+      }
+    }
+#pragma GCC ivdep
+    for (int64_t c = 0; c < 2 * width; ++c) sums[c] += first[c];
   }
 }
 
@@ -112,10 +78,13 @@ void moments(const Rows<T>& given) {
   const int64_t width = of.width;
   T* mean = of.sums;
   for (int64_t c = 0; c < width; ++c) mean[c] = 0;
-  add_rows(of.rows, width, mean, [&](int64_t at, int64_t) { return of.y[at]; });
+  for (int64_t r = 0; r < of.rows; ++r) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < width; ++c) mean[c] += of.y[r * width + c];
+  }
   const T share = T(1) / static_cast<T>(of.rows);
   for (int64_t c = 0; c < width; ++c) mean[c] *= share;
-  add_two<4>(of.rows, width, mean + width, [&](int64_t at, int64_t c) {
+  add_two(of.rows, width, mean + width, [&](int64_t at, int64_t c) {
     const T deviation = of.y[at] - mean[c];
     return Two<T>{deviation, deviation * deviation};
   });
@@ -123,7 +92,7 @@ void moments(const Rows<T>& given) {
 
 template <Shortcut kShortcut, bool kRelu, bool kMasked, class T>
 void sums(const Rows<T> of) {
-  add_two<2>(of.rows, of.width, of.sums, [&](int64_t at, int64_t c) {
+  add_two(of.rows, of.width, of.sums, [&](int64_t at, int64_t c) {
     const T g = passed<kShortcut, kRelu>(of, at, c);
     if constexpr (kMasked) of.masked[at] = g;
     return Two<T>{g, g * (of.y[at] - of.mean[c])};
