@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/bn_act.h"
+#include "cpu/max_pool.h"
 #include "params.h"
 #ifdef FASTRES_EMULATOR
 #include "emulator/bind_pieces.h"
@@ -84,6 +85,29 @@ void set_argument(cpu::BnAct<T>& of, const Addresses& argument) {
 }
 
 void bind_cpu(py::module_& m) {
+  m.def(
+      "cpu_max_pool",
+      [](bool float64, int threads, const std::array<int64_t, 4>& shape, std::tuple<int64_t, int64_t> windows,
+         const std::array<int64_t, 3>& pool, uintptr_t y, uintptr_t scale, uintptr_t shift, bool relu,
+         uintptr_t gradient, uintptr_t out) {
+        if (pool[0] < 1 || pool[1] < 1 || pool[2] < 0 || 2 * pool[2] > pool[0]) {
+          throw std::invalid_argument(
+              "pool: expected kernel and stride of 1 or more, and padding of half a kernel or less");
+        }
+        const auto run = [&](auto of) {
+          std::tie(of.n, of.channels, of.h, of.w) = std::tie(shape[0], shape[1], shape[2], shape[3]);
+          std::tie(of.p, of.q) = windows;
+          std::tie(of.kernel, of.stride, of.padding) = std::tie(pool[0], pool[1], pool[2]);
+          of.threads = threads, of.relu = relu;
+          of.y = Address{y}, of.scale = Address{scale}, of.shift = Address{shift};
+          of.gradient = Address{gradient}, of.out = Address{out};
+          cpu::max_pool(of);
+        };
+        const py::gil_scoped_release release;
+        float64 ? run(cpu::MaxPool<double>()) : run(cpu::MaxPool<float>());
+      },
+      "out = max over windows of act(y * scale + shift), or where gradient, of windows, is given the gradient of "
+      "act(..).");
   m.def(
       "cpu_apply",
       [](bool float64, int64_t rows, int64_t channels, int threads, uintptr_t y, const Addresses& argument, bool relu,

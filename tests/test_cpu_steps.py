@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastres.backends.cpu_steps import CpuSteps
 from fastres.backends.reference_steps import ReferenceSteps
-from fastres.backends.steps import Geometry, Moments, Relu, Shortcut
+from fastres.backends.steps import Geometry, Moments, Pool, Relu, Shortcut
 
 FLOATS = (torch.float32, torch.float64)
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -104,6 +104,48 @@ def test_norm_backward_is_the_reference_in_float64(
                 torch.testing.assert_close(ours, theirs)
 
 
+POOLS = {
+    "3x3": (Pool(3, 2, 1), Norm(c=9, image=(9, 11))),
+    "bands of rows": (Pool(3, 2, 1), Norm(n=1, c=270, image=(31, 12))),
+    "bands of windows": (Pool(3, 1, 1), Norm(c=70, image=(67, 31), relu=False)),
+    "more stride than kernel": (Pool(2, 3, 0), Norm(c=1, image=(8, 9))),
+    "windows that overlap": (Pool(5, 2, 2), Norm(n=1, c=64, image=(60, 40))),
+    "one window": (Pool(3, 2, 1), Norm(c=24, image=(1, 1))),
+    "with a shortcut": (Pool(3, 2, 1), Norm(shortcut=True)),
+}
+
+
+@every_float
+@pytest.mark.parametrize("filled", [None, "nan", "inf", "ties"])
+@pytest.mark.parametrize(("pool", "norm"), POOLS.values(), ids=POOLS.keys())
+def test_pool(steps: CpuSteps, pool: Pool, norm: Norm, filled: str | None, dtype: torch.dtype) -> None:
+    """Maxima and their places, as autograd has them of the same activations."""
+    y, _, _, shortcut, _ = norm.inputs(torch.float32)
+    if filled == "ties":
+        y = y.round()
+    elif filled is not None:
+        y[:, ::2, ::3, ::2] = float(filled)
+        y[:, ::3, 1::3] = -float(filled)
+    y, known = y.to(dtype), affine(norm.c)._make(v.to(dtype) for v in affine(norm.c))
+    relu = Relu(known, shortcut and to(shortcut, dtype))
+    out = steps.apply(y, relu.affine, relu.shortcut, norm.relu).requires_grad_()
+    expected = F.max_pool2d(out, *pool)
+    found = steps.pool(y, relu, norm.relu, pool)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    gradient = nhwc(torch.randn(expected.shape, dtype=dtype))
+    dx = steps.pool_backward(gradient, y, relu, norm.relu, pool)
+    torch.testing.assert_close(dx, torch.autograd.grad(expected, out, gradient)[0])
+
+
+def test_a_pooling_without_windows(steps: CpuSteps) -> None:
+    y, known = nhwc(torch.randn(1, 4, 2, 2)), affine(4)
+    with pytest.raises(ValueError, match=r"^pool: Pool\(kernel=3, stride=2, padding=0\) has no window"):
+        steps.pool(y, Relu(known), True, Pool(3, 2, 0))
+    with pytest.raises(ValueError, match=r"^pool: expected kernel and stride of 1 or more, and padding of half"):
+        steps.pool(y, Relu(known), True, Pool(2, 2, 2))
+
+
 @every_float
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_statistics_of_what_is_not_finite(steps: CpuSteps, dtype: torch.dtype, value: str) -> None:
@@ -147,6 +189,8 @@ def test_what_does_not_fit(steps: CpuSteps) -> None:
     y, gradient, moments, relu = given(Norm(c=24), torch.float32)
     assert relu is not None
     sums = torch.zeros(24, 2)
+    with pytest.raises(ValueError, match=r"^gradient: expected torch.float32 \(2, 24, 3, 3\) on cpu, got"):
+        steps.pool_backward(gradient, y, relu, True, Pool(3, 2, 1))
     with pytest.raises(ValueError, match=r"^gradient: expected torch.float32 \(2, 24, 6, 5\) on cpu, got"):
         steps.gradient_sums(y, gradient[:1], moments.mean, relu)
     with pytest.raises(ValueError, match=r"^shortcut: expected .* got torch.float64"):

@@ -15,20 +15,6 @@ constexpr int64_t kWide = 256;        // columns that a row should have, for loo
 constexpr int64_t kSlab = 64 * 1024;  // elements of a slab, which fits in a core's second-level cache
 constexpr int64_t kFewRows = 64;      // of a slab; fewer, and merging slabs would count
 
-const RowKernels<float>& kernels_of(float) {
-#ifdef FASTRES_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::float_kernels;
-#endif
-  return baseline::float_kernels;
-}
-
-const RowKernels<double>& kernels_of(double) {
-#ifdef FASTRES_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::double_kernels;
-#endif
-  return baseline::double_kernels;
-}
-
 // An activation as slabs of wide rows. Rows of few channels are taken several as one, vectors repeated; what is left at
 // the end, less than one wide row, is a slab of its own.
 struct Slabs {
@@ -126,7 +112,7 @@ void merge_sums(const Slabs& slabs, int64_t channels, const T* partial, T* resul
 template <class T>
 void bn_act(Pass pass, const BnAct<T>& of) {
   const Slabs slabs(of.rows, of.channels);
-  const RowKernels<T>& kernels = kernels_of(T());
+  const RowKernels<T>& kernels = best<T>().rows;
   const bool reduces = pass == Pass::kStatistics || pass == Pass::kSums;
 
   std::vector<T> slope, offset, partial;

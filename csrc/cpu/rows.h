@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "max_pool.h"
+
 namespace fastres::cpu {
 
 constexpr int64_t kSums = 5;
@@ -33,14 +35,33 @@ struct RowKernels {
   void (*backward)(const Rows<T>&);
 };
 
+// Of one image: rows [first, last) of windows, or where `gradient` is given of y.
+template <class T>
+using PoolKernel = void (*)(const MaxPool<T>&, int64_t image, int64_t first, int64_t last);
+
 namespace baseline {
 extern const RowKernels<float> float_kernels;
 extern const RowKernels<double> double_kernels;
+extern const PoolKernel<float> float_pool;
+extern const PoolKernel<double> double_pool;
 }  // namespace baseline
 
-namespace avx2 {  // not in every build
+#ifndef FASTRES_BASELINE_ONLY
+namespace avx2 {
 extern const RowKernels<float> float_kernels;
 extern const RowKernels<double> double_kernels;
+extern const PoolKernel<float> float_pool;
+extern const PoolKernel<double> double_pool;
 }  // namespace avx2
+#endif
+
+// Those of the best instruction set that this machine has.
+template <class T>
+struct Kernels {
+  const RowKernels<T>& rows;
+  PoolKernel<T> pool;
+};
+template <class T>
+Kernels<T> best();
 
 }  // namespace fastres::cpu

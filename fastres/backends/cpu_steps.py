@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import native
 from .aten_steps import FULL, AtenSteps, workspace
 from .reference_steps import conv_backward, like
-from .steps import Affine, Geometry, Moments, Relu, Shortcut
+from .steps import Affine, Geometry, Moments, Pool, Relu, Shortcut
 
 
 class CpuSteps(AtenSteps):
@@ -45,6 +45,30 @@ class CpuSteps(AtenSteps):
         argument = _argument(y, Relu(affine, shortcut))
         self._native.cpu_apply(*_problem(y), y.data_ptr(), _addresses(argument), relu, out.data_ptr())
         return out
+
+    def pool(self, y: Tensor, relu: Relu, act: bool, pool: Pool) -> Tensor:
+        if y.dtype not in FULL or relu.shortcut is not None:
+            return super().pool(y, relu, act, pool)
+        out = like(y, _pooled(y, pool))
+        self._pool(out, y, relu.affine, act, pool, None)
+        return out
+
+    def pool_backward(self, gradient: Tensor, y: Tensor, relu: Relu, act: bool, pool: Pool) -> Tensor:
+        if y.dtype not in FULL or relu.shortcut is not None:
+            return super().pool_backward(gradient, y, relu, act, pool)
+        gradient = _activation("gradient", gradient, like(y, _pooled(y, pool)))
+        out = workspace.like(y, "pooled")
+        self._pool(out, y, relu.affine, act, pool, gradient)
+        return out
+
+    def _pool(self, out: Tensor, y: Tensor, affine: Affine, act: bool, pool: Pool, gradient: Tensor | None) -> None:
+        y = _activation("y", y, y)
+        scale, shift = _vector("scale", affine.scale, y), _vector("shift", affine.shift, y)
+        self._native.cpu_max_pool(
+            y.dtype == torch.float64, torch.get_num_threads(), tuple(y.shape), _pooled(y, pool)[2:], tuple(pool),
+            y.data_ptr(), scale.data_ptr(), shift.data_ptr(), act,
+            0 if gradient is None else gradient.data_ptr(), out.data_ptr(),
+        )  # fmt: skip
 
     def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
         if y.dtype not in FULL:
@@ -153,6 +177,15 @@ def _activation(name: str, x: Tensor, y: Tensor) -> Tensor:
             f"{name}: expected {y.dtype} {tuple(y.shape)} on cpu, got {x.dtype} {tuple(x.shape)} on {x.device}"
         )
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _pooled(y: Tensor, pool: Pool) -> tuple[int, int, int, int]:
+    n, channels, height, width = y.shape
+    kernel, stride, padding = pool
+    rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
+    if min(rows, columns) < 1:
+        raise ValueError(f"pool: {pool} has no window in an image {height, width}")
+    return n, channels, rows, columns
 
 
 def _vector(name: str, vector: Tensor, y: Tensor) -> Tensor:

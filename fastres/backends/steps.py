@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -45,6 +46,14 @@ class Relu(NamedTuple):
 
     affine: Affine
     shortcut: Shortcut | None = None
+
+
+class Pool(NamedTuple):
+    """Max pooling by square windows."""
+
+    kernel: int
+    stride: int
+    padding: int
 
 
 class Moments(NamedTuple):
@@ -111,6 +120,20 @@ class Steps:
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         """act(y * scale + shift [+ shortcut]), like y."""
         raise NotImplementedError
+
+    def pool(self, y: Tensor, relu: Relu, act: bool, pool: Pool) -> Tensor:
+        """`apply`, `relu` being its argument and `act` whether there is a ReLU, then max pooling."""
+        return F.max_pool2d(self.apply(y, relu.affine, relu.shortcut, act), *pool)
+
+    def pool_backward(self, gradient: Tensor, y: Tensor, relu: Relu, act: bool, pool: Pool) -> Tensor:
+        """The gradient of what `pool` pools, from that of its result. Of equal values, a window's first has it all."""
+        kernel, stride, padding = ([size, size] for size in pool)
+        out = self.apply(y, relu.affine, relu.shortcut, act)
+        _, indices = F.max_pool2d_with_indices(out, kernel, stride, padding)
+        dx = torch.ops.aten.max_pool2d_with_indices_backward.default(
+            gradient, out, kernel, stride, padding, [1, 1], False, indices
+        )
+        return dx.contiguous(memory_format=torch.channels_last)
 
     def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
         """[C, 2]: the sums of g and of g * (y - mean), g being `gradient` where `relu` passes it, else 0."""
