@@ -26,11 +26,11 @@ class CudaSteps(Steps):
     def conv(
         self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Prologue and statistics are the kernel's: x is read once a column of tiles and y written once.
+        """Prologue and statistics are conv_sm80's: x is read once a column of tiles and y written once.
 
-        Where a group's channels are no multiple of 16 bytes, the prologue is a pass of its own, which reads x and
-        writes as much; where the depth is split, which takes an output too small to fill the GPU, so are the
-        statistics, which read y.
+        The prologue is a pass of its own, which reads x and writes as much, where conv_sm90 runs the convolution, whose
+        operands go from memory to the tensor cores untouched, and where a group's channels are no multiple of 16 bytes.
+        So are the statistics, which read y, where the depth is split: an output is too small to fill the GPU.
         """
         work = self._conv(x, weight, geometry, prologue, moments=True)
         y = self._backend.run(work)
@@ -43,11 +43,12 @@ class CudaSteps(Steps):
     def _conv(
         self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None, moments: bool
     ) -> plans.Work:
-        if prologue is not None and not plans.takes_prologue(x, geometry.groups):
+        prepared = plans.pack(weight, None, geometry)
+        kernel = self._backend.convolution_kernel(x, prepared.filter)
+        if prologue is not None and (kernel == "conv_sm90" or not plans.takes_prologue(x, geometry.groups)):
             x, prologue = self.apply(x, prologue), None
-        operands = [(x, plans.pack(weight, None, geometry))]
         sms = self._backend.multiprocessors(x.device)
-        return plans.convolution(operands, False, prologue=prologue, moments=moments, sms=sms)
+        return plans.convolution([(x, prepared)], False, prologue=prologue, moments=moments, sms=sms, kernel=kernel)
 
     def finalize(
         self,
