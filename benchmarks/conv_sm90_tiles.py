@@ -1,9 +1,9 @@
-"""How long each of conv_sm90's tiles takes, for each convolution of ResNet-50: what its choice of tiles is held against.
+"""How long each of conv_sm90's tiles takes for each convolution of ResNet-50: what its choice is held against.
 
     python benchmarks/conv_sm90_tiles.py FILE      writes FILE; needs a GPU of compute capability 9.0
 
-Rows are [batch, problem, steps of the main loop, rows, filters, microseconds by "columns/cluster", the choice]. A tile's
-result is held against the choice's before it is timed.
+Rows are [batch, problem, steps of the main loop, rows, filters, microseconds by "columns/cluster", the choice]. A
+tile's result is held against the choice's before it is timed.
 """
 
 from __future__ import annotations

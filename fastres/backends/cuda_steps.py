@@ -7,11 +7,14 @@ wgrad and strided dgrad are the library's: cuDNN's on a GPU, PyTorch's own in fl
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import bn_plans, plans
-from .reference_steps import conv_backward
+from .reference_steps import conv_backward, like
 from .steps import Affine, Geometry, Moments, Relu, Running, Shortcut, Steps
+
+_IMAGE = 3  # channels, which are given a fourth of zeros: the kernel copies a pixel's 8 bytes at a time, not 2
 
 
 class CudaSteps(Steps):
@@ -43,6 +46,8 @@ class CudaSteps(Steps):
     def _conv(
         self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None, moments: bool
     ) -> plans.Work:
+        if prologue is None and x.shape[1] == _IMAGE:
+            x, weight = (F.pad(t, (0, 0, 0, 0, 0, 1)) for t in (x, weight))
         prepared = plans.pack(weight, None, geometry)
         kernel = self._backend.convolution_kernel(x, prepared.filter)
         if prologue is not None and (kernel == "conv_sm90" or not plans.takes_prologue(x, geometry.groups)):
@@ -98,9 +103,10 @@ class CudaSteps(Steps):
         """
         convolution = transposed(weight, geometry)
         if convolution is None:
-            # By the strides of this weight, even of one of 1x1, cuDNN takes the gradient as it is, in channels_last.
+            # By the strides of this weight, even of one of 1x1, cuDNN takes the gradient as it is, in channels_last; by
+            # those of what stands for x, it gives dx so.
             dy, w = _of_library(gradient), _of_library(weight).clone(memory_format=torch.channels_last)
-            dx = conv_backward(dy, dy.new_empty(()).expand(size), w, geometry, (True, False))[0]
+            dx = conv_backward(dy, like(dy, size), w, geometry, (True, False))[0]
             dx = dx.to(gradient.dtype, memory_format=torch.channels_last)
             return dx if residual is None else dx.add_(residual)
         turned, forward = convolution
@@ -119,7 +125,7 @@ class CudaSteps(Steps):
         if prologue is not None:
             x = self.apply(x, prologue)
         dy, x = _of_library(gradient), _of_library(x)
-        return conv_backward(dy, x, x.new_empty(()).expand(size), geometry, (False, True))[1].float()
+        return conv_backward(dy, x, like(x, size), geometry, (False, True))[1].float()
 
 
 def transposed(weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry] | None:

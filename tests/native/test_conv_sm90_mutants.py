@@ -119,6 +119,7 @@ def test_unchanged_it_is_right(name: str, tmp_path: Path) -> None:
 EARLY = {"race", "uninitialized"}  # what was read had been written out of order, or not at all
 FULL = "ptx::mbarrier_wait(shared_.full(stage), stage_.parity);"
 EMPTY = "ptx::mbarrier_wait(shared.empty(stage), at.parity ^ 1);"
+MEET = "  ptx::named_barrier_sync<128>(1 + group);"
 EXPECT = "ptx::mbarrier_arrive_expect(shared.full(stage), C::kBytesA + C::kBytesB);"
 RESIDUAL_FREE = "ptx::mbarrier_wait(shared.free(at.index), at.parity ^ 1);"
 FREE = "ptx::mbarrier_wait(shared_.free(slab), slab_.parity ^ 1);"
@@ -351,7 +352,7 @@ MUTANTS: dict[str, tuple[Variant, set[str], list[tuple[str, str]]]] = {
     "merged before all warps have written": (
         MOMENTS,
         {"race", "uninitialized"},
-        [("  ptx::named_barrier_sync<128>(1 + group);\n  const int filter", "  const int filter")],
+        [(f"{MEET}\n  const int filter", "  const int filter")],
     ),
     "results over what is merged": (
         MOMENTS,
