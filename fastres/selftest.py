@@ -1,23 +1,25 @@
 """The cases that verify a backend's kernels on a device: the same for an installed `fastres selftest` and for pytest.
 
 Every case runs one fused operator on the backend by name, with NaN in the memory that its output may land in, and holds
-the result against the float64 oracle on the CPU by `measure.parity`'s rule.
+the result against the float64 oracle on the CPU by `measure.parity`'s rule. On a GPU, float32 is two arithmetics: as it
+is, and TF32, each with PyTorch's switch set to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ops, reference  # noqa: F401  ops registers torch.ops.fastres
+from . import ops, reference, tf32  # noqa: F401  ops registers torch.ops.fastres
 from .backends import registry, verification
 from .layer import Block, ConvBN, flatten
-from .measure.parity import ParityError, check
+from .measure.parity import ParityError, check, pytorchs_own
 from .pixels import MEAN, STD, Pixels
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,7 +78,7 @@ HEADS = (Geometry(3, 512, 7, 7, 1000), Geometry(1, 2048, 3, 5, 10))
 
 @dataclass(frozen=True)
 class Case:
-    """One run of one operator. `special` plants NaN and infinities in the input."""
+    """One run of one operator. `special` plants NaN and infinities in the input; with `tf32`, float32 is TF32."""
 
     operator: str
     geometry: Geometry
@@ -85,12 +87,13 @@ class Case:
     residual: bool = False
     shortcut: Geometry | None = None
     special: bool = False
+    tf32: bool = False
 
     def __str__(self) -> str:
         flags = [name for name in ("relu", "residual", "special") if getattr(self, name)]
         shortcut = "" if self.shortcut is None else f" and {self.shortcut}"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.operator} {dtype} {self.geometry}{shortcut} [{' '.join(flags)}]"
+        numbers = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return f"{self.operator} {numbers} {self.geometry}{shortcut} [{' '.join(flags)}]"
 
 
 @dataclass(frozen=True)
@@ -102,22 +105,28 @@ class Outcome:
     detail: str
 
 
-def cases(dtypes: Sequence[torch.dtype] = FLOATS) -> Iterator[Case]:
-    """Every case, the quick and common first."""
+def cases(dtypes: Sequence[torch.dtype] = FLOATS, device: str = "cpu") -> Iterator[Case]:
+    """Every case for a type of device, the quick and common first; on "cuda", those of convolutions in TF32 as well."""
     for dtype in dtypes:
-        for geometry, relu, residual in product(GEOMETRIES, (True, False), (False, True)):
-            yield Case("conv_bn_act", geometry, dtype, relu, residual)
-        for geometry, shortcut in PROJECTIONS:
-            yield Case("projection", geometry, dtype, shortcut=shortcut)
-        for geometry in STEMS:
-            yield Case("stem", geometry, dtype)
-            yield Case("stem_uint8", geometry, dtype)
-        for geometry in STAGES:
-            yield Case("stage", geometry, dtype)
-        for geometry in HEADS:
-            yield Case("head", geometry, dtype, relu=False)
-        yield Case("conv_bn_act", GEOMETRIES[0], dtype, residual=True, special=True)
-        yield Case("conv_bn_act", GEOMETRIES[6], dtype, relu=False, special=True)
+        yield from _of_dtype(dtype)
+        if dtype == torch.float32 and device == "cuda":
+            yield from (replace(case, tf32=True) for case in _of_dtype(dtype) if case.operator != "head")
+
+
+def _of_dtype(dtype: torch.dtype) -> Iterator[Case]:
+    for geometry, relu, residual in product(GEOMETRIES, (True, False), (False, True)):
+        yield Case("conv_bn_act", geometry, dtype, relu, residual)
+    for geometry, shortcut in PROJECTIONS:
+        yield Case("projection", geometry, dtype, shortcut=shortcut)
+    for geometry in STEMS:
+        yield Case("stem", geometry, dtype)
+        yield Case("stem_uint8", geometry, dtype)
+    for geometry in STAGES:
+        yield Case("stage", geometry, dtype)
+    for geometry in HEADS:
+        yield Case("head", geometry, dtype, relu=False)
+    yield Case("conv_bn_act", GEOMETRIES[0], dtype, residual=True, special=True)
+    yield Case("conv_bn_act", GEOMETRIES[6], dtype, relu=False, special=True)
 
 
 def run(case: Case, backend: str, device: torch.device) -> Outcome:
@@ -125,13 +134,19 @@ def run(case: Case, backend: str, device: torch.device) -> Outcome:
 
     Raises BackendError where the backend is not available at all; everything else is in the outcome.
     """
+    with tf32.allowed(case.tf32) if case.dtype == torch.float32 else nullcontext():
+        return _run(case, backend, device)
+
+
+def _run(case: Case, backend: str, device: torch.device) -> Outcome:
     if case.special and case.relu and not registry.get(backend).relu_keeps_nan:
         return Outcome(case, DECLINED, f"backend {backend!r}: NaN through its ReLU is the library's choice")
     problem = [_to(value, device, case.dtype) for value in _problem(case)]
     expected = _reference(case, [_to(value, torch.device("cpu"), torch.float64) for value in problem], torch.float64)
     with torch.no_grad():
         try:
-            baseline = _reference(case, problem, case.dtype)
+            with pytorchs_own():
+                baseline = _reference(case, problem, case.dtype)
         except RuntimeError as error:
             return Outcome(case, DECLINED, f"PyTorch cannot run it: {str(error).splitlines()[0]}")
         torch.full_like(baseline, float("nan"))  # freed at once: where the allocator will put the output
@@ -155,7 +170,8 @@ class Posed:
         problem = [_to(value, device, case.dtype) for value in _problem(case)]
         exact = [_to(value, torch.device("cpu"), torch.float64) for value in problem]
         self._expected = _reference(case, exact, torch.float64)
-        self._baseline = _reference(case, problem, case.dtype)
+        with pytorchs_own():
+            self._baseline = _reference(case, problem, case.dtype)
         repeats = -(-batch // self._n)
         self._problem = [v.repeat(repeats, 1, 1, 1)[:batch] if isinstance(v, Tensor) else v for v in problem]
         self._problem = [_nhwc(v) if isinstance(v, Tensor) else v for v in self._problem]
@@ -186,9 +202,9 @@ def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:
     g = geometry
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, device="cpu")
 
-    gamma, var = normal(g.k) + 0.5, torch.rand(g.k, generator=generator) + 0.3
+    gamma, var = normal(g.k) + 0.5, torch.rand(g.k, generator=generator, device="cpu") + 0.3
     gamma[::5] = 0
     weight = normal(g.k, g.c // g.groups, g.r, g.r) / (g.c // g.groups * g.r * g.r) ** 0.5
     weight[1::7] *= 1e-3
@@ -199,15 +215,19 @@ def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:
 
 def _problem(case: Case) -> list[Any]:
     """The operator's inputs in float32: x, and by operator the layer, the residual, the second input and layer."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device="cpu")
+
     g = case.geometry
-    x = torch.randn((g.n, g.c, g.h, g.w), generator=generator)
+    x = normal(g.n, g.c, g.h, g.w)
     if case.operator == "stem_uint8":
         return [(x * 64 + 128).clamp(0, 255).to(torch.uint8), layer(g, generator)]
     if case.special:
         x[0, 0, 0, 0], x[-1, -1, -1, -1], x[0, 1, 2, 3] = float("nan"), float("inf"), float("-inf")
     if case.operator == "head":
-        return [x, torch.randn((g.k, g.c), generator=generator) / g.c**0.5, torch.randn(g.k, generator=generator)]
+        return [x, normal(g.k, g.c) / g.c**0.5, normal(g.k)]
     if case.operator == "stage":
         return [x, _blocks(g, generator)]
     first = layer(g, generator)
@@ -215,8 +235,8 @@ def _problem(case: Case) -> list[Any]:
         return [x, first]
     if case.shortcut is not None:
         s = case.shortcut
-        return [x, first, torch.randn((s.n, s.c, s.h, s.w), generator=generator), layer(s, generator)]
-    return [x, first, torch.randn(first.out_size(x), generator=generator) if case.residual else None]
+        return [x, first, normal(s.n, s.c, s.h, s.w), layer(s, generator)]
+    return [x, first, normal(*first.out_size(x)) if case.residual else None]
 
 
 def _blocks(g: Geometry, generator: torch.Generator) -> list[Block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastres import selftest
-from fastres.backends import ranking, registry, verification
+from fastres import selftest, tf32
+from fastres.backends import cuda, ranking, registry, verification
 from fastres.backends.reference import Reference
 from fastres.cli import main
+from fastres.tuning import conv_tf32
 
 CPU = torch.device("cpu")
 
@@ -50,8 +52,10 @@ def chosen() -> tuple[str, str]:
 
 @pytest.mark.parametrize("dtype", selftest.FLOATS, ids=str)
 def test_every_backend_of_this_machine_passes(backend: str, dtype: torch.dtype) -> None:
-    outcomes = [selftest.run(case, backend, CPU) for case in selftest.cases([dtype])]
+    device = torch.get_default_device()  # the GPU for what needs one
+    outcomes = [selftest.run(case, backend, device) for case in selftest.cases([dtype], device.type)]
     assert not [f"{o.case}: {o.detail}" for o in outcomes if o.status == selftest.FAILED]
+    assert any(o.status == selftest.PASSED for o in outcomes)
     if backend == "reference":
         assert all(o.status == selftest.PASSED for o in outcomes)
 
@@ -108,6 +112,39 @@ def test_auto_waits_for_a_record(ours: Ours) -> None:
     assert chosen()[0] == "ours"
     ours.sources = "v2"
     assert chosen()[0] == "onednn"
+
+
+def test_float32_on_a_gpu_is_two_arithmetics(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    class Listens(Ours):
+        def conv(self, x: Tensor, prepared: Any, relu: bool, residual: Any = None, overwrite: bool = False) -> Tensor:
+            seen.append(conv_tf32())
+            return super().conv(x, prepared, relu, residual)
+
+    monkeypatch.setitem(registry._registered, "ours", Listens())
+    exact, cut = ([c for c in selftest.cases([torch.float32], "cuda") if c.tf32 == tf32] for tf32 in (False, True))
+    assert [replace(case, tf32=False) for case in cut] == [case for case in exact if case.operator != "head"]
+    assert exact == list(selftest.cases([torch.float32], "cpu"))
+    before = conv_tf32()
+    assert {selftest.run(case, "ours", CPU).status for case in (exact[0], cut[0], exact[1])} == {selftest.PASSED}
+    assert (seen, conv_tf32()) == ([False, True, False], before)
+    assert str(cut[0]) == "conv_bn_act tf32 2x64x15x17 1x1 to 256 [relu]"
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_cuda_declines_float32_where_tf32_is_forbidden(allow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGPU:
+        device, is_cuda, dtype, shape = torch.device("cuda", 0), True, torch.float32, (1, 8, 11, 11)
+
+        def numel(self) -> int:
+            return 8 * 121
+
+    monkeypatch.setattr(cuda, "_properties", lambda index: ((9, 0), 132))
+    geometry = selftest.Geometry(1, 8, 11, 11, 8)
+    with tf32.allowed(allow):
+        why = cuda.Cuda().unsupported(OnGPU(), selftest.layer(geometry, torch.Generator()))  # type: ignore[arg-type]
+    assert why == (None if allow else "computes float32 in TF32, which torch.backends.cudnn.allow_tf32 forbids")
 
 
 def test_a_name_needs_no_record(ours: Ours) -> None:

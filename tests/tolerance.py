@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastres.measure.parity import ParityError, check
+from fastres.measure.parity import ParityError, check, pytorchs_own
 
 
 def to_oracle(value: Any) -> Any:
@@ -26,7 +26,10 @@ def to_oracle(value: Any) -> Any:
 
 
 def assert_right(result: Tensor, plain: Tensor, oracle: Tensor, what: str = "result") -> None:
-    """Fails unless `result` keeps the rule; `plain` is PyTorch's result in the same dtype, `oracle` the float64 one."""
+    """Fails unless `result` keeps the rule; `oracle` is the float64 one.
+
+    `plain` is PyTorch's in the same dtype, on a GPU in float32 computed within `pytorchs_own`.
+    """
     try:
         check(result, oracle, plain)
     except ParityError as error:
@@ -39,7 +42,9 @@ def assert_same_function(fast: Callable[..., Any], plain: Callable[..., Any], *i
     A result may be a tensor, or a dict or sequence of tensors.
     """
     with torch.no_grad():
-        result, expected = fast(*inputs), plain(*inputs)
+        result = fast(*inputs)
+        with pytorchs_own():
+            expected = plain(*inputs)
         oracle = to_oracle(plain)(*to_oracle(list(inputs)))
     for name, got in _named(result).items():
         assert_right(got, _named(expected)[name], _named(oracle)[name], name)

@@ -79,7 +79,8 @@ def test_dgrad_by_conv_sm90(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @every_layer
 def test_wgrad(steps: CudaSteps, layer: Layer) -> None:
-    layer.check_wgrad(steps, torch.bfloat16)
+    """On a GPU it is cuDNN's, which rounds to bfloat16."""
+    layer.check_wgrad(steps, torch.bfloat16, narrow=torch.get_default_device().type == "cuda")
 
 
 @every_half
