@@ -2,7 +2,7 @@
 
     python benchmarks/conv_sm90_tiles.py FILE      writes FILE; needs a GPU of compute capability 9.0
 
-Rows are [batch, problem, steps of the main loop, rows, filters, microseconds by "columns/cluster", the choice]. A
+Lines are [batch, problem, steps of the main loop, rows, filters, microseconds by "columns/cluster", the choice]. A
 tile's result is held against the choice's before it is timed.
 """
 
@@ -80,7 +80,7 @@ def main() -> None:
             fastest = min(times, key=times.__getitem__)
             listing = "  ".join(f"{name} {t:7.1f}" for name, t in times.items())
             print(f"{batch:4} {name:28} {listing}  chosen {chosen} {times[chosen] / times[fastest]:.2f}", flush=True)
-            Path(sys.argv[1]).write_text(json.dumps(rows))
+            Path(sys.argv[1]).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 if __name__ == "__main__":

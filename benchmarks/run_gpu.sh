@@ -86,7 +86,10 @@ selftest() { # on a CPU without the emulator, which takes hours over it
     done
     wait
   fi
-  fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@"
+  fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@" || return
+  [[ "$FASTRES_BENCH_DEVICE" == cpu ]] ||
+    cp "$("$python" -c 'from fastres.backends import verification; print(verification.local_path())')" \
+      "$results/verified.table"
 }
 
 sanitizer() {
@@ -122,7 +125,7 @@ profile() { # profile RECORD: of the first model and batch
 
 show() { # show RECORD, of any kind
   case "$1" in
-    *-profile.json | *launches.json | *-tiles.json) ;; # has shown itself
+    *-profile.json | *.jsonl) ;; # has shown itself
     *) "$python" -m fastres bench --show "$1" ;;
   esac
 }
@@ -154,9 +157,13 @@ stage() { # stage NAME [pytest arguments]
     launches | train-launches)
       export FASTRES_BENCH_BATCHES="${FASTRES_BENCH_BATCHES:-256}"
       [[ $name == launches ]] || set -- --train "$@"
+      record="${record}l" # not one of those that `fastres bench --show` and pages.py know
       FASTRES_BENCH_DTYPES="$dtype" limited "$python" benchmarks/launches.py "$record" "$@"
       ;;
-    tiles) limited "$python" benchmarks/conv_sm90_tiles.py "$record" "$@" ;;
+    tiles)
+      record="${record}l"
+      limited "$python" benchmarks/conv_sm90_tiles.py "$record" "$@"
+      ;;
     selftest | sanitizer | tuning)
       "$name" "$@" 2>&1 | tee "${record%.json}.txt"
       status=${PIPESTATUS[0]}

@@ -239,6 +239,7 @@ def test_info_tells_the_native_module_and_that_no_gpu_has_run_its_kernels(
             built = {"compiler": "g++ 12", "cuda": "13.0", "cuda_missing": "", "archs": ["80"]}
             return {**built, "kernels": kernels, "emulator": True}
 
+    monkeypatch.setattr("fastres.native.kernel_hash", lambda: "0" * 16)
     monkeypatch.setattr("fastres.native.load", lambda: Native)
     _, out, _ = main("info")
     lines = [" ".join(line.split()) for line in out.splitlines()]

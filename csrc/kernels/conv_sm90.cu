@@ -13,7 +13,7 @@
 // each: rows of 128 bytes, chunk j of 16 bytes of row i at j ^ (i % 8), which is TMA's and WGMMA's 128-byte swizzle.
 // Accumulators are float32 in registers; results go to shared memory in slabs of 64 x 64 and by TMA from there.
 //
-// docs/kernels.md draws the rings. Emulated, not yet run on hardware.
+// docs/kernels.md draws the rings.
 
 #include <algorithm>
 #include <climits>

@@ -19,7 +19,7 @@ import torch
 from .. import cache
 
 _FILE = "verified.json"
-
+UNVERIFIED = "emulated, not yet run on hardware"  # said of our kernels, as they are, until a GPU has run them
 
 changes = 0  # moves when a record is added
 
@@ -38,6 +38,17 @@ def architecture(device: torch.device) -> str:
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+def architectures(backend: str, fingerprint: str) -> list[str]:
+    """Where kernels of this fingerprint are verified."""
+    return sorted(r.architecture for r in records() if (r.backend, r.fingerprint) == (backend, fingerprint))
+
+
+def standing(backend: str, fingerprint: str) -> str:
+    """What is known of kernels of this fingerprint, for people."""
+    found = architectures(backend, fingerprint)
+    return f"verified on {', '.join(found)}" if found else UNVERIFIED
 
 
 def obstacle(backend: str, fingerprint: str, device: torch.device) -> str | None:
