@@ -62,8 +62,7 @@ def obstacle(backend: str, fingerprint: str, device: torch.device) -> str | None
 @functools.cache
 def records() -> frozenset[Record]:
     """Every record, the package's and this machine's. A damaged file counts as empty, with a warning."""
-    packaged = files("fastres.data") / _FILE
-    return frozenset(_parse(packaged.read_text() if packaged.is_file() else "[]", str(packaged))) | _local()
+    return _packaged() | _local()
 
 
 def add(record: Record) -> Path:
@@ -79,6 +78,11 @@ def add(record: Record) -> Path:
 def local_path() -> Path:
     """This machine's file."""
     return cache.path(_FILE)
+
+
+def _packaged() -> frozenset[Record]:
+    path = files("fastres.data") / _FILE
+    return frozenset(_parse(path.read_text() if path.is_file() else "[]", str(path)))
 
 
 def _local() -> frozenset[Record]:
