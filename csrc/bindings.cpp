@@ -185,6 +185,10 @@ void bind_conv(py::module_& m) {
       },
       py::arg("dtype"), py::arg("problem"), py::arg("sms"), py::arg("tile"), py::arg("workspace"),
       "As conv_sm80_plan; `sms` is how many blocks the kernel has at a time.");
+  m.def(
+      "conv_sm90_moment_rows",
+      [](DType dtype, const Quad& tile) { return conv_sm90_moment_rows(dtype, tile_of(tile)); }, py::arg("dtype"),
+      py::arg("tile"), "Rows of y that an entry of a problem's moments is about, by the tile that was chosen.");
 #endif
 }
 

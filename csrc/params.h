@@ -100,6 +100,9 @@ std::string conv_sm90_obstacle(DType dtype, const ConvParams& params);
 // The same two functions for conv_sm90; std::invalid_argument where there is an obstacle.
 size_t conv_sm90_workspace(DType dtype, const ConvParams& params, int sms, ConvTile& tile);
 std::vector<Plan> plan_conv_sm90(DType dtype, const ConvParams& params, int sms, const ConvTile& tile);
+
+// Rows of y that an entry of `moments` is about, by the tile that was chosen.
+int conv_sm90_moment_rows(DType dtype, const ConvTile& tile);
 void append_conv_sm90_names(std::vector<KernelName>& names);
 
 // --- stem ------------------------------------------------------------------------------------------------------------

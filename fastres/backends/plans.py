@@ -132,7 +132,7 @@ def convolution(
             with one operand.
         moments: whether `Work.moments` is to be written, if the depth is not split; without bias, residual and ReLU.
         sms: multiprocessors of the GPU, by which the tile is chosen.
-        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it, without prologue and moments.
+        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it, without prologue.
         tile: rows, columns, splits of the depth, and of conv_sm90 blocks in a cluster; what is 0 or not given, the plan
             chooses.
 
@@ -180,10 +180,12 @@ def convolution(
         *(v.data_ptr() for v in vectors),
     )
     chosen, floats = getattr(module, f"{kernel}_tile")(dtype, problem, sms, (*tile, 0, 0, 0, 0)[:4])
-    rows, _, splits, _ = chosen
+    rows, splits = chosen[0], chosen[2]
     scratch = [torch.empty(floats, dtype=torch.float32, device=x.device)] if floats else []
     of_tiles = None
     if moments and splits == 1:
+        if kernel == "conv_sm90":
+            rows = module.conv_sm90_moment_rows(dtype, chosen)
         of_tiles = torch.empty((-(-n * p * q // rows), filters, 3), dtype=torch.float32, device=x.device)
         problem.moments = of_tiles.data_ptr()
         scratch.append(of_tiles)
@@ -309,7 +311,7 @@ class Planned(Backend):
         return self.convolution_kernel(x, filter)
 
     def convolution_kernel(self, x: Tensor, filter: Filter) -> str:
-        """What runs a convolution without prologue and moments."""
+        """What runs a convolution without prologue."""
         hopper = self.capability(x.device) == HOPPER and obstacle(x.dtype, tuple(x.shape), filter) is None
         return "conv_sm90" if hopper else "conv_sm80"
 

@@ -67,7 +67,6 @@ def _device() -> str | None:
 
 class Triton(Backend):
     name = "triton"
-    note = "emulated, not yet run on hardware"
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:

@@ -19,7 +19,7 @@ import torch
 from .. import cache
 
 _FILE = "verified.json"
-
+UNVERIFIED = "emulated, not yet run on hardware"  # said of our kernels, as they are, until a GPU has run them
 
 changes = 0  # moves when a record is added
 
@@ -40,6 +40,17 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+def architectures(backend: str, fingerprint: str) -> list[str]:
+    """Where kernels of this fingerprint are verified."""
+    return sorted(r.architecture for r in records() if (r.backend, r.fingerprint) == (backend, fingerprint))
+
+
+def standing(backend: str, fingerprint: str) -> str:
+    """What is known of kernels of this fingerprint, for people."""
+    found = architectures(backend, fingerprint)
+    return f"verified on {', '.join(found)}" if found else UNVERIFIED
+
+
 def obstacle(backend: str, fingerprint: str, device: torch.device) -> str | None:
     """Why `auto` may not run kernels of this fingerprint on `device`, or None where they are verified there."""
     here = architecture(device)
@@ -51,8 +62,7 @@ def obstacle(backend: str, fingerprint: str, device: torch.device) -> str | None
 @functools.cache
 def records() -> frozenset[Record]:
     """Every record, the package's and this machine's. A damaged file counts as empty, with a warning."""
-    packaged = files("fastres.data") / _FILE
-    return frozenset(_parse(packaged.read_text() if packaged.is_file() else "[]", str(packaged))) | _local()
+    return _packaged() | _local()
 
 
 def add(record: Record) -> Path:
@@ -68,6 +78,11 @@ def add(record: Record) -> Path:
 def local_path() -> Path:
     """This machine's file."""
     return cache.path(_FILE)
+
+
+def _packaged() -> frozenset[Record]:
+    path = files("fastres.data") / _FILE
+    return frozenset(_parse(path.read_text() if path.is_file() else "[]", str(path)))
 
 
 def _local() -> frozenset[Record]:
