@@ -18,7 +18,7 @@ from .steps import Steps
 
 ATEN = "aten"
 # What `auto` trains with. On a GPU: `triton` has every pass; `cuda` leaves wgrad and strided dgrad to cuDNN.
-ORDER = {"cpu": (ATEN,), "cuda": ("triton", "cuda")}
+ORDER: dict[str, tuple[str, ...]] = {"cpu": (ATEN,), "cuda": ("triton", "cuda")}
 
 
 def obstacle(device: torch.device, model_backend: str) -> str | None:
@@ -55,7 +55,7 @@ def resolve(x: Tensor, layers: tuple[ConvBN, ...], name: str) -> Steps:
 
 def _choice(x: Tensor, layer: ConvBN) -> tuple[str, str]:
     """What `auto` trains with, and why."""
-    passed_over = []
+    passed_over: list[str] = []
     for name in ORDER.get(x.device.type, ()):
         why = _unverified(name, x.device)
         if why is None and name != ATEN:
