@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastres.measure.parity import ParityError, check, pytorchs_own
+
+
+def without_onednn() -> AbstractContextManager[None]:
+    """Within it, PyTorch's convolutions on the CPU keep NaN and infinities where they belong.
+
+    Those of oneDNN in bfloat16, on a processor that multiplies tiles of it, make NaN of an infinity's neighbours.
+    """
+    return torch.backends.mkldnn.flags(enabled=False)
 
 
 def to_oracle(value: Any) -> Any:

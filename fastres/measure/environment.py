@@ -13,7 +13,6 @@ import torch
 
 from .. import __version__
 
-
 _DRIVER = r"Module\s+(?:for \S+\s+)?([\d.]+)"  # the open module says for which machine it is
 
 
