@@ -15,7 +15,8 @@ from train_problems import block_problem, contenders, layer_problem
 from fastres.measure.roofline import Layer
 from fastres.measure.workload import Workload
 
-STEP = ("eager", EAGER, *(("compile",) if DEVICE.type != "cpu" else ()), *contenders(DEVICE)[1:])
+GPU_ONLY = ("compile", "eager-graph", "fastres-graph")  # each graph keeps a step's memory: no more than two fit
+STEP = ("eager", EAGER, *contenders(DEVICE)[1:], *(GPU_ONLY if DEVICE.type != "cpu" else ()))
 TRAINED = [batch for batch in BATCHES if batch > 1] or [8]  # a batch of one has no statistics at the end
 
 

@@ -1,7 +1,7 @@
 """Which kernels a forward, or with --train a training step, launches on this GPU, and how long each takes.
 
-launches.py FILE [--train]: for every model, batch, dtype and contender of settings.py, as JSON. The kernels' times are
-the profiler's, of one call after a warm-up; for times to compare by, see the suites.
+launches.py FILE [--train]: for every model, batch, dtype and contender of settings.py, a line of JSON. The kernels'
+times are the profiler's, of one call after a warm-up; for times to compare by, see the suites.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> int:
                     show(found)
                     timeline = [[launch.name, launch.start, launch.duration] for launch in found]
                     rows.append([model, batch, str(dtype), contender, train, timeline])
-                    path.write_text(json.dumps(rows))
+                    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return failed
 
 

@@ -16,6 +16,7 @@ from fastres import fused, optimize, selftest
 from fastres.backends import registry
 from fastres.measure.contenders import Forward
 from fastres.measure.graph import captured
+from fastres.measure.parity import pytorchs_own
 from fastres.measure.roofline import Cost, Layer, layers
 
 DISTINCT = 8  # images that differ: larger batches repeat them, so that the oracle's cost stays bounded
@@ -104,7 +105,8 @@ def _problem(
         expected = plain(module.double(), *first).repeat(batch // DISTINCT + 1, 1, 1, 1)[:batch]
         module.to(device, dtype).to(memory_format=torch.channels_last)
         placed = [None if t is None else t.to(device).contiguous(memory_format=torch.channels_last) for t in rounded]
-        baseline = plain(module, *placed).cpu()
+        with pytorchs_own():
+            baseline = plain(module, *placed).cpu()
 
     def build(contender: str) -> Forward:
         backend = contender.partition(":")[2]

@@ -15,6 +15,7 @@
 #   tuning     the Triton kernels' tiles for ResNet-50; they go into the user's table, and beside the record
 #   profile    ResNet-50 step by step, each fusion on and off: a record and a page
 #   launches, train-launches   the kernels of ResNet-50's forward and training step and their times, batch 256
+#   tiles      every tile of conv_sm90 on each of ResNet-50's convolutions
 #
 # A stage stands alone, ends within ten minutes, and leaves a record in benchmarks/results/<gpu>/<date>-<stage>.json,
 # which is written as it goes and shown at the end; selftest, sanitizer and tuning leave what they print, as .txt. The
@@ -28,10 +29,10 @@ export FASTRES_BENCH_DEVICE="${FASTRES_BENCH_DEVICE:-cuda}"
 python="${PYTHON:-python3}"
 dtype="${FASTRES_BENCH_DTYPES:-$([[ $FASTRES_BENCH_DEVICE == cpu ]] && echo float32 || echo bfloat16)}"
 all=(build tests selftest sanitizer ceilings layers models models-fp16 autotune training latency tuning profile
-  launches train-launches)
+  launches train-launches tiles)
 
 usage() {
-  sed -n '2,23s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,24s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -85,7 +86,10 @@ selftest() { # on a CPU without the emulator, which takes hours over it
     done
     wait
   fi
-  fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@"
+  fastres selftest --device "$FASTRES_BENCH_DEVICE" "$@" || return
+  [[ "$FASTRES_BENCH_DEVICE" == cpu ]] ||
+    cp "$("$python" -c 'from fastres.backends import verification; print(verification.local_path())')" \
+      "$results/verified.table"
 }
 
 sanitizer() {
@@ -121,7 +125,7 @@ profile() { # profile RECORD: of the first model and batch
 
 show() { # show RECORD, of any kind
   case "$1" in
-    *-profile.json | *launches.json) ;; # has shown itself
+    *-profile.json | *.jsonl) ;; # has shown itself
     *) "$python" -m fastres bench --show "$1" ;;
   esac
 }
@@ -153,7 +157,12 @@ stage() { # stage NAME [pytest arguments]
     launches | train-launches)
       export FASTRES_BENCH_BATCHES="${FASTRES_BENCH_BATCHES:-256}"
       [[ $name == launches ]] || set -- --train "$@"
+      record="${record}l" # not one of those that `fastres bench --show` and pages.py know
       FASTRES_BENCH_DTYPES="$dtype" limited "$python" benchmarks/launches.py "$record" "$@"
+      ;;
+    tiles)
+      record="${record}l"
+      limited "$python" benchmarks/conv_sm90_tiles.py "$record" "$@"
       ;;
     selftest | sanitizer | tuning)
       "$name" "$@" 2>&1 | tee "${record%.json}.txt"

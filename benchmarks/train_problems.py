@@ -24,8 +24,9 @@ def contenders(device: torch.device) -> list[str]:
     """PyTorch, fastres as it chooses, and on a GPU every backend that trains there."""
     if device.type == "cpu":
         return [EAGER, FASTRES]
-    names = [name for name, why in registry.backends().items() if why is None and name not in ("reference", "emulator")]
-    return [EAGER, FASTRES, *(f"{FASTRES}:{name}" for name in names if registry.get(name).steps() is not None)]
+    names = [name for name, why in registry.backends().items() if why is None and not name.startswith("emulator")]
+    ours = [name for name in names if name != "reference" and registry.get(name).steps() is not None]
+    return [EAGER, FASTRES, *(f"{FASTRES}:{name}" for name in ours)]
 
 
 class _Layer(nn.Module):

@@ -1,5 +1,5 @@
 """`capture(model, x)`: a model's forward as a CUDA graph, one launch instead of dozens. For small batches, where the
-host, not the GPU, sets the pace. fastres has not yet run this on hardware.
+host, not the GPU, sets the pace.
 """
 
 from __future__ import annotations

@@ -1,23 +1,26 @@
 """The cases that verify a backend's kernels on a device: the same for an installed `fastres selftest` and for pytest.
 
 Every case runs one fused operator on the backend by name, with NaN in the memory that its output may land in, and holds
-the result against the float64 oracle on the CPU by `measure.parity`'s rule.
+the result against the float64 oracle on the CPU by `measure.parity`'s rule; or a block's training step, forward and
+backward. On a GPU, float32 is two arithmetics: as it is, and TF32, each with PyTorch's switch set to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ops, reference  # noqa: F401  ops registers torch.ops.fastres
+from . import ops, reference, tf32  # noqa: F401  ops registers torch.ops.fastres
 from .backends import registry, verification
-from .layer import Block, ConvBN, flatten
-from .measure.parity import ParityError, check
+from .layer import Block, ConvBN, Norm, TrainBlock, flatten
+from .measure import training_parity
+from .measure.parity import ParityError, check, pytorchs_own
 from .pixels import MEAN, STD, Pixels
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -71,12 +74,20 @@ STEMS = (Geometry(2, 3, 64, 48, 64, 7, 2, 3), Geometry(1, 3, 33, 35, 64, 7, 2, 3
 POOL = (3, 2, 1)  # the stem's max pool: kernel, stride, padding
 # A stage of a projection block and two identity blocks: the second's residual is memory that may be written over.
 STAGES = (Geometry(2, 24, 9, 11, 64, 3, stride=2, padding=1),)
+# Blocks that train, by the geometry of their 3x3 (the basic one's both, the bottlenecks' between two 1x1), with a
+# projection where the stride or the channels ask for one; and the stem.
+TRAINED = (
+    ("train_bottleneck", Geometry(2, 24, 9, 11, 64, 3, 2, 1)),
+    ("train_basic", Geometry(3, 40, 7, 9, 40, 3, padding=1)),
+    ("train_bottleneck", Geometry(2, 64, 6, 7, 64, 3, padding=1, groups=8)),
+    ("train_stem", Geometry(2, 3, 21, 30, 64, 7, 2, 3)),
+)
 HEADS = (Geometry(3, 512, 7, 7, 1000), Geometry(1, 2048, 3, 5, 10))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run of one operator. `special` plants NaN and infinities in the input."""
+    """One run of one operator. `special` plants NaN and infinities in the input; with `tf32`, float32 is TF32."""
 
     operator: str
     geometry: Geometry
@@ -85,12 +96,17 @@ class Case:
     residual: bool = False
     shortcut: Geometry | None = None
     special: bool = False
+    tf32: bool = False
+
+    @property
+    def trains(self) -> bool:
+        return self.operator.startswith("train_")
 
     def __str__(self) -> str:
         flags = [name for name in ("relu", "residual", "special") if getattr(self, name)]
         shortcut = "" if self.shortcut is None else f" and {self.shortcut}"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.operator} {dtype} {self.geometry}{shortcut} [{' '.join(flags)}]"
+        numbers = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+        return f"{self.operator} {numbers} {self.geometry}{shortcut} [{' '.join(flags)}]"
 
 
 @dataclass(frozen=True)
@@ -102,22 +118,30 @@ class Outcome:
     detail: str
 
 
-def cases(dtypes: Sequence[torch.dtype] = FLOATS) -> Iterator[Case]:
-    """Every case, the quick and common first."""
+def cases(dtypes: Sequence[torch.dtype] = FLOATS, device: str = "cpu") -> Iterator[Case]:
+    """Every case for a type of device, the quick and common first; on "cuda", those of convolutions in TF32 as well."""
     for dtype in dtypes:
-        for geometry, relu, residual in product(GEOMETRIES, (True, False), (False, True)):
-            yield Case("conv_bn_act", geometry, dtype, relu, residual)
-        for geometry, shortcut in PROJECTIONS:
-            yield Case("projection", geometry, dtype, shortcut=shortcut)
-        for geometry in STEMS:
-            yield Case("stem", geometry, dtype)
-            yield Case("stem_uint8", geometry, dtype)
-        for geometry in STAGES:
-            yield Case("stage", geometry, dtype)
-        for geometry in HEADS:
-            yield Case("head", geometry, dtype, relu=False)
-        yield Case("conv_bn_act", GEOMETRIES[0], dtype, residual=True, special=True)
-        yield Case("conv_bn_act", GEOMETRIES[6], dtype, relu=False, special=True)
+        yield from _of_dtype(dtype)
+        if dtype == torch.float32 and device == "cuda":
+            yield from (replace(case, tf32=True) for case in _of_dtype(dtype) if case.operator != "head")
+
+
+def _of_dtype(dtype: torch.dtype) -> Iterator[Case]:
+    for geometry, relu, residual in product(GEOMETRIES, (True, False), (False, True)):
+        yield Case("conv_bn_act", geometry, dtype, relu, residual)
+    for geometry, shortcut in PROJECTIONS:
+        yield Case("projection", geometry, dtype, shortcut=shortcut)
+    for geometry in STEMS:
+        yield Case("stem", geometry, dtype)
+        yield Case("stem_uint8", geometry, dtype)
+    for geometry in STAGES:
+        yield Case("stage", geometry, dtype)
+    for operator, geometry in TRAINED:
+        yield Case(operator, geometry, dtype)
+    for geometry in HEADS:
+        yield Case("head", geometry, dtype, relu=False)
+    yield Case("conv_bn_act", GEOMETRIES[0], dtype, residual=True, special=True)
+    yield Case("conv_bn_act", GEOMETRIES[6], dtype, relu=False, special=True)
 
 
 def run(case: Case, backend: str, device: torch.device) -> Outcome:
@@ -125,13 +149,39 @@ def run(case: Case, backend: str, device: torch.device) -> Outcome:
 
     Raises BackendError where the backend is not available at all; everything else is in the outcome.
     """
+    with tf32.allowed(case.tf32) if case.dtype == torch.float32 else nullcontext():
+        return (_run_training if case.trains else _run)(case, backend, device)
+
+
+def _run_training(case: Case, backend: str, device: torch.device) -> Outcome:
+    if registry.get(backend).steps() is None:
+        return Outcome(case, DECLINED, f"backend {backend!r} does not train")
+    given = _trained(case)
+    expected = training_parity.plain(*(_to(value, torch.device("cpu"), torch.float64) for value in given))
+    block, x, gradient = (
+        _to(value, device, dtype) for value, dtype in zip(given, (torch.float32, case.dtype, case.dtype), strict=True)
+    )
+    with pytorchs_own():
+        baseline = training_parity.plain(block, x, gradient)
+    torch.full_like(baseline["output"][0], float("nan"))  # as below
+    try:
+        found = training_parity.fused(block, x, gradient, backend)
+        return Outcome(case, PASSED, training_parity.compare(found, expected, baseline))
+    except registry.BackendError as error:
+        return Outcome(case, DECLINED, str(error))
+    except (RuntimeError, ParityError) as error:
+        return Outcome(case, FAILED, str(error).splitlines()[0])
+
+
+def _run(case: Case, backend: str, device: torch.device) -> Outcome:
     if case.special and case.relu and not registry.get(backend).relu_keeps_nan:
         return Outcome(case, DECLINED, f"backend {backend!r}: NaN through its ReLU is the library's choice")
     problem = [_to(value, device, case.dtype) for value in _problem(case)]
     expected = _reference(case, [_to(value, torch.device("cpu"), torch.float64) for value in problem], torch.float64)
     with torch.no_grad():
         try:
-            baseline = _reference(case, problem, case.dtype)
+            with pytorchs_own():
+                baseline = _reference(case, problem, case.dtype)
         except RuntimeError as error:
             return Outcome(case, DECLINED, f"PyTorch cannot run it: {str(error).splitlines()[0]}")
         torch.full_like(baseline, float("nan"))  # freed at once: where the allocator will put the output
@@ -155,7 +205,8 @@ class Posed:
         problem = [_to(value, device, case.dtype) for value in _problem(case)]
         exact = [_to(value, torch.device("cpu"), torch.float64) for value in problem]
         self._expected = _reference(case, exact, torch.float64)
-        self._baseline = _reference(case, problem, case.dtype)
+        with pytorchs_own():
+            self._baseline = _reference(case, problem, case.dtype)
         repeats = -(-batch // self._n)
         self._problem = [v.repeat(repeats, 1, 1, 1)[:batch] if isinstance(v, Tensor) else v for v in problem]
         self._problem = [_nhwc(v) if isinstance(v, Tensor) else v for v in self._problem]
@@ -172,13 +223,19 @@ class Posed:
         check(result[-n:], self._expected[last], self._baseline[last.to(self._baseline.device)])
 
 
-def verify(backend: str, device: torch.device, outcomes: Sequence[Outcome]) -> verification.Record | None:
-    """The record that `outcomes`, those of every case, amount to; None unless they verify kernels of ours on a GPU."""
+def verify(backend: str, device: torch.device, outcomes: Sequence[Outcome]) -> list[verification.Record]:
+    """The records that `outcomes`, those of every case, amount to: of inference and of training, each where all of its
+    cases passed, kernels of ours on a GPU.
+    """
     fingerprint = registry.get(backend).fingerprint()
-    statuses = {outcome.status for outcome in outcomes}
-    if fingerprint is None or device.type != "cuda" or FAILED in statuses or PASSED not in statuses:
-        return None
-    return verification.Record(backend, verification.architecture(device), fingerprint)
+    if fingerprint is None or device.type != "cuda":
+        return []
+    records = []
+    for work in (verification.INFERENCE, verification.TRAINING):
+        statuses = {outcome.status for outcome in outcomes if outcome.case.trains == (work == verification.TRAINING)}
+        if PASSED in statuses and FAILED not in statuses:
+            records.append(verification.Record(backend, verification.architecture(device), fingerprint, work))
+    return records
 
 
 def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:
@@ -186,9 +243,9 @@ def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:
     g = geometry
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, device="cpu")
 
-    gamma, var = normal(g.k) + 0.5, torch.rand(g.k, generator=generator) + 0.3
+    gamma, var = normal(g.k) + 0.5, torch.rand(g.k, generator=generator, device="cpu") + 0.3
     gamma[::5] = 0
     weight = normal(g.k, g.c // g.groups, g.r, g.r) / (g.c // g.groups * g.r * g.r) ** 0.5
     weight[1::7] *= 1e-3
@@ -199,15 +256,19 @@ def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:
 
 def _problem(case: Case) -> list[Any]:
     """The operator's inputs in float32: x, and by operator the layer, the residual, the second input and layer."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device="cpu")
+
     g = case.geometry
-    x = torch.randn((g.n, g.c, g.h, g.w), generator=generator)
+    x = normal(g.n, g.c, g.h, g.w)
     if case.operator == "stem_uint8":
         return [(x * 64 + 128).clamp(0, 255).to(torch.uint8), layer(g, generator)]
     if case.special:
         x[0, 0, 0, 0], x[-1, -1, -1, -1], x[0, 1, 2, 3] = float("nan"), float("inf"), float("-inf")
     if case.operator == "head":
-        return [x, torch.randn((g.k, g.c), generator=generator) / g.c**0.5, torch.randn(g.k, generator=generator)]
+        return [x, normal(g.k, g.c) / g.c**0.5, normal(g.k)]
     if case.operator == "stage":
         return [x, _blocks(g, generator)]
     first = layer(g, generator)
@@ -215,21 +276,54 @@ def _problem(case: Case) -> list[Any]:
         return [x, first]
     if case.shortcut is not None:
         s = case.shortcut
-        return [x, first, torch.randn((s.n, s.c, s.h, s.w), generator=generator), layer(s, generator)]
-    return [x, first, torch.randn(first.out_size(x), generator=generator) if case.residual else None]
+        return [x, first, normal(s.n, s.c, s.h, s.w), layer(s, generator)]
+    return [x, first, normal(*first.out_size(x)) if case.residual else None]
 
 
 def _blocks(g: Geometry, generator: torch.Generator) -> list[Block]:
-    """Bottlenecks of a quarter of the channels: the first with `g`'s stride and a projection, two more."""
-    width = g.k // 4
+    """Bottlenecks: the first with `g`'s stride and a projection, two more."""
+    shortcut = _projection(g, generator)
+    further = replace(g, c=g.k, stride=1)
+    return [Block(_bottleneck(g, generator), shortcut), *(Block(_bottleneck(further, generator), None) for _ in "12")]
 
-    def branch(c: int, stride: int) -> tuple[ConvBN, ...]:
-        middle = Geometry(g.n, width, g.h, g.w, width, g.r, stride, g.padding)
-        ends = Geometry(g.n, c, g.h, g.w, width), Geometry(g.n, width, g.h, g.w, g.k)
-        return tuple(layer(geometry, generator) for geometry in (ends[0], middle, ends[1]))
 
-    shortcut = layer(Geometry(g.n, g.c, g.h, g.w, g.k, stride=g.stride), generator)
-    return [Block(branch(g.c, g.stride), shortcut), *(Block(branch(g.k, 1), None) for _ in range(2))]
+def _bottleneck(g: Geometry, generator: torch.Generator) -> tuple[ConvBN, ...]:
+    """1x1, `g` and 1x1: between them a quarter of the channels, or half of them in groups."""
+    width = g.k // (4 if g.groups == 1 else 2)
+    ends = Geometry(g.n, g.c, g.h, g.w, width), Geometry(g.n, width, g.h, g.w, g.k)
+    return tuple(layer(geometry, generator) for geometry in (ends[0], replace(g, c=width, k=width), ends[1]))
+
+
+def _projection(g: Geometry, generator: torch.Generator) -> ConvBN:
+    return layer(Geometry(g.n, g.c, g.h, g.w, g.k, stride=g.stride), generator)
+
+
+def _trained(case: Case) -> tuple[TrainBlock, Tensor, Tensor]:
+    """The block, its input, and the gradient of its output: these of the case's dtype, the block in float32."""
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, device="cpu").to(case.dtype)
+
+    def bare(convolution: ConvBN) -> ConvBN:
+        weight = convolution.weight.to(case.dtype).float()  # as the operator rounds it
+        return convolution._replace(weight=weight, bias=None, mean=None, var=None)  # type: ignore[arg-type]
+
+    g = case.geometry
+    depth = {"train_stem": 1, "train_basic": 2, "train_bottleneck": 3}[case.operator]
+    branch = _bottleneck(g, generator) if depth == 3 else tuple(layer(g, generator) for _ in range(depth))
+    projected = depth > 1 and (g.stride, g.c) != (1, g.k)
+    shortcut = bare(_projection(g, generator)) if projected else None
+    norms, pool = (Norm.BATCH,) * (depth + projected), POOL if depth == 1 else (0, 0, 0)
+    block = TrainBlock(tuple(map(bare, branch)), shortcut, norms, depth > 1 and not projected, True, pool)
+    x = normal(g.n, g.c, g.h, g.w)
+    if depth == 1:  # of few digits: sums are exact in every arithmetic, and no rounding decides what the pool picks
+        only = block.branch[0]
+        unit = only.weight.abs().amax((1, 2, 3), keepdim=True).log2().floor().exp2() / 4
+        block = block._replace(branch=(only._replace(weight=(only.weight / unit).round() * unit),))
+        x = x.round()
+    block, size = training_parity.settled(block, x)
+    return block, x, normal(*size) / 16  # in float16, a weight's gradient is to fit
 
 
 def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
@@ -237,8 +331,9 @@ def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
         return ConvBN._make(_to(field, device, dtype) if isinstance(field, Tensor) else field for field in value)
     if isinstance(value, list):
         return [_to(part, device, dtype) for part in value]
-    if isinstance(value, Block):
-        return Block(tuple(_to(part, device, dtype) for part in value.branch), _to(value.shortcut, device, dtype))
+    if isinstance(value, Block | TrainBlock):
+        branch = tuple(_to(part, device, dtype) for part in value.branch)
+        return value._replace(branch=branch, shortcut=_to(value.shortcut, device, dtype))
     if value is None or value.dtype == torch.uint8:
         return None if value is None else value.to(device)
     return value.to(device, dtype)

@@ -12,6 +12,11 @@ def wrong(model, x):
     return lambda: model(x) * 1.001
 
 
+def opposite(model, x):
+    """Wrong by more than any dtype's rounding."""
+    return lambda: -model(x)
+
+
 def raises(model, x):
     raise RuntimeError("cannot build\nsecond line")
 

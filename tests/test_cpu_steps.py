@@ -105,13 +105,13 @@ def test_norm_backward_is_the_reference_in_float64(
 
 
 POOLS = {
-    "3x3": (Pool(3, 2, 1), Norm(c=9, image=(9, 11))),
-    "bands of rows": (Pool(3, 2, 1), Norm(n=1, c=270, image=(31, 12))),
-    "bands of windows": (Pool(3, 1, 1), Norm(c=70, image=(67, 31), relu=False)),
-    "more stride than kernel": (Pool(2, 3, 0), Norm(c=1, image=(8, 9))),
-    "windows that overlap": (Pool(5, 2, 2), Norm(n=1, c=64, image=(60, 40))),
-    "one window": (Pool(3, 2, 1), Norm(c=24, image=(1, 1))),
-    "with a shortcut": (Pool(3, 2, 1), Norm(shortcut=True)),
+    "3x3": ((3, 2, 1), Norm(c=9, image=(9, 11))),
+    "bands of rows": ((3, 2, 1), Norm(n=1, c=270, image=(31, 12))),
+    "bands of windows": ((3, 1, 1), Norm(c=70, image=(67, 31), relu=False)),
+    "more stride than kernel": ((2, 3, 0), Norm(c=1, image=(8, 9))),
+    "windows that overlap": ((5, 2, 2), Norm(n=1, c=64, image=(60, 40))),
+    "one window": ((3, 2, 1), Norm(c=24, image=(1, 1))),
+    "with a shortcut": ((3, 2, 1), Norm(shortcut=True)),
 }
 
 
@@ -130,20 +130,21 @@ def test_pool(steps: CpuSteps, pool: Pool, norm: Norm, filled: str | None, dtype
     relu = Relu(known, shortcut and to(shortcut, dtype))
     out = steps.apply(y, relu.affine, relu.shortcut, norm.relu).requires_grad_()
     expected = F.max_pool2d(out, *pool)
-    found = steps.pool(y, relu, norm.relu, pool)
+    end = *relu, norm.relu, pool
+    found = steps.apply_pool(y, *end)
     assert found.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     gradient = nhwc(torch.randn(expected.shape, dtype=dtype))
-    dx = steps.pool_backward(gradient, y, relu, norm.relu, pool)
+    dx = steps.pool_backward(y, gradient, *end)
     torch.testing.assert_close(dx, torch.autograd.grad(expected, out, gradient)[0])
 
 
 def test_a_pooling_without_windows(steps: CpuSteps) -> None:
     y, known = nhwc(torch.randn(1, 4, 2, 2)), affine(4)
-    with pytest.raises(ValueError, match=r"^pool: Pool\(kernel=3, stride=2, padding=0\) has no window"):
-        steps.pool(y, Relu(known), True, Pool(3, 2, 0))
+    with pytest.raises(ValueError, match=r"^pool: \(3, 2, 0\) has no window"):
+        steps.apply_pool(y, known, None, True, (3, 2, 0))
     with pytest.raises(ValueError, match=r"^pool: expected kernel and stride of 1 or more, and padding of half"):
-        steps.pool(y, Relu(known), True, Pool(2, 2, 2))
+        steps.apply_pool(y, known, None, True, (2, 2, 2))
 
 
 @every_float
@@ -190,7 +191,7 @@ def test_what_does_not_fit(steps: CpuSteps) -> None:
     assert relu is not None
     sums = torch.zeros(24, 2)
     with pytest.raises(ValueError, match=r"^gradient: expected torch.float32 \(2, 24, 3, 3\) on cpu, got"):
-        steps.pool_backward(gradient, y, relu, True, Pool(3, 2, 1))
+        steps.pool_backward(y, gradient, relu.affine, None, True, (3, 2, 1))
     with pytest.raises(ValueError, match=r"^gradient: expected torch.float32 \(2, 24, 6, 5\) on cpu, got"):
         steps.gradient_sums(y, gradient[:1], moments.mean, relu)
     with pytest.raises(ValueError, match=r"^shortcut: expected .* got torch.float64"):

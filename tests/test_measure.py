@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import fastres
+from fastres import tf32
 from fastres.measure import compare, contenders, memory, parity, processes, results, roofline, timing, workload
 from fastres.measure import session as session_module
 from fastres.measure.statistics import speedup, summarize
@@ -98,6 +99,30 @@ def test_parity_allows_twice_pytorchs_error_and_an_ulp():
     assert (found.error, found.baseline_error, found.bound) == (2**-9, 2**-10, 2**-9 + 2**-22)
     with pytest.raises(parity.ParityError, match=r"error 0.00195, allowed 0.00195 \(PyTorch's own 0.000977\)"):
         parity.check(torch.tensor([1.0 + 2**-9 + 2**-21, 2.0]), exact, baseline)
+
+
+def test_pytorchs_own_in_tf32_is_of_rounded_operands_forward_and_backward():
+    """On a CPU, which has no TF32, told to be the device: every other operator is as it was."""
+    given = [torch.randn(size, requires_grad=True) for size in ((2, 4, 9, 8), (6, 4, 3, 3))]
+    gradient = torch.randn(2, 6, 7, 6)
+    near = [tf32.rounded(t.detach()).requires_grad_() for t in given]
+    with parity._OperandsInTf32("cpu"):
+        y = torch.nn.functional.conv2d(*given)
+        found = torch.autograd.grad(y, given, gradient)
+        assert torch.equal(given[0] * given[0], given[0].square())
+    expected = torch.nn.functional.conv2d(*near)
+    assert torch.equal(y, expected)
+    for ours, right in zip(found, torch.autograd.grad(expected, near, tf32.rounded(gradient)), strict=True):
+        assert torch.equal(ours, right)
+    assert not torch.equal(y, torch.nn.functional.conv2d(*given))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_pytorchs_own_switches_tf32_off_and_back(allowed):
+    with tf32.allowed(allowed):
+        with parity.pytorchs_own():
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.allow_tf32 == allowed
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -345,7 +370,7 @@ def test_peak_memory_on_a_gpu_counts_what_lives_at_once():
 def test_compare_on_a_gpu(dtype):
     small = workload.Workload("resnet18", batch=10, size=64, dtype=dtype, device=torch.device("cuda"))
     names = ["eager", "eager-channels-last", "eager-graph", "fastres", "fastres:cudnn", "fastres-graph"]
-    rows = compare.compare(small, [*names, "openvino", "odd_contenders:wrong"], rounds=3)
+    rows = compare.compare(small, [*names, "openvino", "odd_contenders:opposite"], rounds=3)
     for row in rows[:-2]:
         assert (row.contender, row.status, row.reason, len(row.samples)) == (row.contender, "ok", "", 3)
         assert row.memory["tensor_bytes"] >= 0

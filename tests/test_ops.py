@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerance import assert_right, to_oracle
+from tolerance import assert_right, to_oracle, without_onednn
 from torch import Tensor
 
 import fastres
 from fastres import reference
 from fastres.backends import registry
 from fastres.layer import Block, ConvBN, flatten, unflatten
+from fastres.measure.parity import pytorchs_own
 
 OPS = torch.ops.fastres
 AVAILABLE = [name for name, reason in fastres.backends().items() if reason is None and not name.startswith("emulator")]
@@ -72,11 +73,15 @@ def conv_bn_act(x: Tensor, layer: ConvBN, residual: Tensor | None = None, relu: 
 
 def check(result: Tensor, function: Callable[..., Tensor], *args: Any) -> None:
     """The rule, for an operator whose specification is `function`."""
-    assert_right(result, function(*args), function(*to_oracle(args)))
+    with pytorchs_own():
+        plain = function(*args)
+    assert_right(result, plain, function(*to_oracle(args)))
 
 
 @pytest.fixture(params=GEOMETRIES.values(), ids=GEOMETRIES)
 def layer(request: pytest.FixtureRequest) -> ConvBN:
+    if "backend" in request.fixturenames:
+        request.getfixturevalue("backend")  # first: it says where tensors are made
     return make_layer(**request.param)
 
 
@@ -279,9 +284,7 @@ def test_stage(backend: str) -> None:
     x, blocks = small_stage()
     with answered(backend, *layers_of(blocks)):
         for _ in range(2):  # folded, then from the cache
-            result = OPS.stage(x, *flatten(blocks), "")
-            oracle = reference.stage(to_oracle(x), [to_oracle(block) for block in blocks])
-            assert_right(result, reference.stage(x, blocks), oracle)
+            check(OPS.stage(x, *flatten(blocks), ""), reference.stage, x, blocks)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -326,11 +329,11 @@ def test_nan_propagates(where: str, relu: bool, backend: str) -> None:
             assert "NaN" in registry.notes()[backend]
             touched = reference.conv_bn_act(x, layer, residual, relu).isnan()
             assert touched.any()
-            assert torch.equal(result[touched], torch.zeros_like(result[touched]))
+            assert (result[touched].isnan() | (result[touched] == 0)).all()
             x, residual = x.nan_to_num(0), residual.nan_to_num(0)
-            clean, oracle = [
-                reference.conv_bn_act(*v, relu) for v in ((x, layer, residual), to_oracle((x, layer, residual)))
-            ]
+            with pytorchs_own():
+                clean = reference.conv_bn_act(x, layer, residual, relu)
+            oracle = reference.conv_bn_act(*to_oracle((x, layer, residual)), relu)
             assert_right(result[~touched], clean[~touched], oracle[~touched.cpu()])
         else:
             check(result, reference.conv_bn_act, x, layer, residual, relu)
@@ -349,14 +352,19 @@ def test_infinity_propagates(value: float, backend: str) -> None:
 
 
 def test_float16_overflow(backend: str) -> None:
-    """Where PyTorch's convolution overflows, an infinity may stand, or the exact result if it fits; nothing else."""
+    """Where PyTorch's convolution overflows, an infinity may stand, or the exact result if it fits; nothing else.
+
+    PyTorch's on the CPU: what cuDNN makes of an overflow is for it to choose, kernel by kernel.
+    """
     layer = make_layer(8, 64, bias=False, dtype=torch.float16)
-    x = (input_of(layer, 12) * 2e4).half()
+    x = (input_of(layer, 12).clamp(-3, 3) * 2e4).half()
     if torch.float16 not in dtypes_of(backend):
         with pytest.raises(fastres.BackendError, match="float16"):
             conv_bn_act(x, layer)
         return
-    plain = reference.conv_bn_act(x, layer, None, False).cpu()
+    on_cpu = ConvBN(*(v.cpu() if isinstance(v, Tensor) else v for v in layer))
+    with without_onednn():
+        plain = reference.conv_bn_act(x.cpu(), on_cpu, None, False)
     overflown = ~plain.isfinite()
     assert overflown.any()
     assert not overflown.all()
@@ -365,7 +373,9 @@ def test_float16_overflow(backend: str) -> None:
         reference.conv_bn_act(*to_oracle((x, layer)), None, False),
     )
     assert_right(result[~overflown], plain[~overflown], oracle[~overflown])
-    assert (result.isinf() | result.isnan() | ((result - oracle).abs() <= 1e-2 * oracle.abs()))[overflown].all()
+    fits = result.isinf() | result.isnan() | ((result - oracle).abs() <= 1e-2 * oracle.abs())
+    odd = overflown & ~fits
+    assert not odd.any(), (result[odd], oracle[odd])
 
 
 # --- functional

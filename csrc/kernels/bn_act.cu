@@ -33,6 +33,12 @@ constexpr int kThreads = 256;
 constexpr int kRowsPerThread = 8;  // a slab's length, at least
 constexpr int kMaxSlabs = 2048;
 
+// What a pass reads of a row. What it has no use for is zero.
+template <class T>
+struct Row {
+  Chunk<T> x, gradient, residual;
+};
+
 // What this thread works on: a chunk of channels, and every `stride`-th row from `row` on.
 template <class T>
 struct Share {
@@ -54,6 +60,36 @@ struct Share {
 
   __device__ Chunk<T> load(const void* tensor, int64_t at) const {
     return Chunk<T>::load(static_cast<const typename T::Bits*>(tensor) + at, tensor == nullptr ? 0 : count, aligned);
+  }
+  // Calls use(at, row) for each row, in order. So many rows are loaded before the first of them is used: a thread needs
+  // several loads under way to fill the memory's pipe. A branch between them would have each wait for the one before.
+  template <int kAtOnce, class Use>
+  __device__ void for_rows(const BnActParams& params, bool gradient, Use use) const {
+    if (aligned) {
+      walk<kAtOnce, true>(params, gradient, use);
+    } else {
+      walk<1, false>(params, gradient, use);
+    }
+  }
+  template <int kAtOnce, bool kAligned, class Use>
+  __device__ void walk(const BnActParams& params, bool gradient, Use use) const {
+    const auto load_chunk = [&](const void* tensor, int64_t at) {
+      return Chunk<T>::load(static_cast<const typename T::Bits*>(tensor) + at, tensor == nullptr ? 0 : count, kAligned);
+    };
+    const auto load_row = [&](int64_t at) {
+      return Row<T>{load_chunk(params.x, at), load_chunk(gradient ? params.gradient : nullptr, at),
+                    load_chunk(params.residual, at)};
+    };
+    const int64_t step = stride * params.channels, last = end * params.channels;
+    int64_t at = row * params.channels + column;
+    for (; at + (kAtOnce - 1) * step < last; at += kAtOnce * step) {
+      Row<T> rows[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) rows[i] = load_row(at + i * step);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) use(at + i * step, rows[i]);
+    }
+    for (; at < last; at += step) use(at, load_row(at));
   }
   __device__ void store(void* tensor, int64_t at, const float (&value)[kVector]) const {
     Chunk<T>::narrow(value).store(static_cast<typename T::Bits*>(tensor) + at, count, aligned);
@@ -143,17 +179,15 @@ template <class T>
 __device__ void apply(const BnActParams& params) {
   const Share<T> share(params);
   const Argument<T> argument(params, share);
-  for (int64_t row = share.row; row < share.end; row += share.stride) {
-    const int64_t at = row * params.channels + share.column;
-    const Chunk<T> x = share.load(params.x, at), residual = share.load(params.residual, at);
-    float y[share.kVector];
+  share.template for_rows<4>(params, false, [&](int64_t at, const Row<T>& row) {
+    float y[Share<T>::kVector];
 #pragma unroll
-    for (int i = 0; i < share.kVector; ++i) {
-      y[i] = argument(i, x[i], residual[i]);
+    for (int i = 0; i < Share<T>::kVector; ++i) {
+      y[i] = argument(i, row.x[i], row.residual[i]);
       if (params.relu) y[i] = ptx::relu(y[i]);
     }
     share.store(params.y, at, y);
-  }
+  });
 }
 
 // The gradient behind the ReLU: PyTorch's rule, which lets a NaN's gradient pass.
@@ -168,17 +202,14 @@ __device__ void gradient_sums(const BnActParams& params) {
   float mean[share.kVector];
   share.load_channels(params.mean, mean);
   GradientSums sums[share.kVector];
-  for (int64_t row = share.row; row < share.end; row += share.stride) {
-    const int64_t at = row * params.channels + share.column;
-    const Chunk<T> gradient = share.load(params.gradient, at), x = share.load(params.x, at);
-    const Chunk<T> residual = share.load(params.residual, at);
+  share.template for_rows<4>(params, true, [&](int64_t, const Row<T>& row) {
 #pragma unroll
-    for (int i = 0; i < share.kVector; ++i) {
-      const float g = behind_relu(params, gradient[i], argument(i, x[i], residual[i]));
+    for (int i = 0; i < Share<T>::kVector; ++i) {
+      const float g = behind_relu(params, row.gradient[i], argument(i, row.x[i], row.residual[i]));
       sums[i].g += g;
-      sums[i].gx += g * (x[i] - mean[i]);
+      sums[i].gx += g * (row.x[i] - mean[i]);
     }
-  }
+  });
   merge_block<T>(params, share, sums);
 }
 
@@ -198,19 +229,16 @@ __device__ void backward(const BnActParams& params) {
     of_x[i] *= of_x[i] * sums.gx * one_of_values;
     mean_g[i] = sums.g * one_of_values;
   }
-  for (int64_t row = share.row; row < share.end; row += share.stride) {
-    const int64_t at = row * params.channels + share.column;
-    const Chunk<T> gradient = share.load(params.gradient, at), x = share.load(params.x, at);
-    const Chunk<T> residual = share.load(params.residual, at);
-    float g[share.kVector], dx[share.kVector];
+  share.template for_rows<2>(params, true, [&](int64_t at, const Row<T>& row) {
+    float g[Share<T>::kVector], dx[Share<T>::kVector];
 #pragma unroll
-    for (int i = 0; i < share.kVector; ++i) {
-      g[i] = behind_relu(params, gradient[i], argument(i, x[i], residual[i]));
-      dx[i] = scale[i] * fmaf(-of_x[i], x[i] - mean[i], g[i] - mean_g[i]);
+    for (int i = 0; i < Share<T>::kVector; ++i) {
+      g[i] = behind_relu(params, row.gradient[i], argument(i, row.x[i], row.residual[i]));
+      dx[i] = scale[i] * fmaf(-of_x[i], row.x[i] - mean[i], g[i] - mean_g[i]);
     }
     share.store(params.y, at, dx);
     if (params.gradient_residual != nullptr) share.store(params.gradient_residual, at, g);
-  }
+  });
 }
 
 // Every instantiation: X(name, body, pass, element, blocks of a multiprocessor). Backward passes keep up to seven

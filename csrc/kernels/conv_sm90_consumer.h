@@ -1,6 +1,7 @@
 // conv_sm90's consumer warpgroups: products of what the loader brings, then the epilogue.
 #pragma once
 
+#include "kernels/conv_sm90_statistics.h"
 #include "kernels/conv_sm90_tile.h"
 #include "ptx/element.h"
 #include "ptx/ldmatrix.h"
@@ -40,7 +41,7 @@ class Consumer {
       if (params_.partial != nullptr) {
         store_partial(item);
       } else {
-        epilogue();
+        epilogue(item);
       }
     }
   }
@@ -115,9 +116,13 @@ class Consumer {
   // --- epilogue ------------------------------------------------------------------------------------------------------
 
   // y = act(sum + residual), slab by slab, in the place of the residual.
-  __device__ void epilogue() {
+  __device__ void epilogue(const Item& item) {
 #pragma unroll
     for (int column = 0; column < C::kN / kSlabColumns; ++column) {
+      if (params_.moments != nullptr) {
+        ptx::mbarrier_wait(shared_.free(slab_.index), slab_.parity ^ 1);
+        write_moments<C>(params_, sum_, item, column * kSlabColumns, group_, shared_.slab(slab_.index));
+      }
 #pragma unroll
       for (int product = 0; product < C::kProducts; ++product) {
         const int slab = slab_.index;

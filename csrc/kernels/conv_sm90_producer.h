@@ -78,11 +78,7 @@ __device__ void loader(const ConvSm90Params& params, const Shared90<C>& shared) 
     Depth depth(params, item.row, item.step);
     for (int step = 0; step < item.steps; ++step, at.advance(), depth.advance()) {
       const int stage = at.index;
-      if constexpr (C::kCluster == 1) {
-        ptx::mbarrier_wait(shared.empty(stage), at.parity ^ 1);
-      } else {
-        ptx::mbarrier_wait_cluster(shared.empty(stage), at.parity ^ 1);
-      }
+      ptx::mbarrier_wait(shared.empty(stage), at.parity ^ 1);
       ptx::mbarrier_arrive_expect(shared.full(stage), C::kBytesA + C::kBytesB);
       depth.load_x(shared, stage);
       const ptx::TensorMap& weight = params.weight[depth.which()];

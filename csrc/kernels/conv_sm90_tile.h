@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "kernels/moments.h"
 #include "ptx/address.h"
 #include "ptx/cluster.h"
 #include "ptx/mbarrier.h"
@@ -29,6 +30,7 @@ struct ConvSm90Params {
   ptx::TensorMap y;          // likewise
   ConvSm90Operand operand[2];
   float* partial;           // [splits, N * P * Q, K] where the sum over depth is split, else null
+  Moments* moments;         // [tiles of kMomentRows, K] of y as stored, or null
   int32_t steps;            // of both operands
   int32_t rows, p, q, k;    // rows: N * P * Q
   int32_t tiles_n, splits;  // tiles along K; parts of the depth

@@ -46,29 +46,30 @@ class CpuSteps(AtenSteps):
         self._native.cpu_apply(*_problem(y), y.data_ptr(), _addresses(argument), relu, out.data_ptr())
         return out
 
-    def pool(self, y: Tensor, relu: Relu, act: bool, pool: Pool) -> Tensor:
-        if y.dtype not in FULL or relu.shortcut is not None:
-            return super().pool(y, relu, act, pool)
-        out = like(y, _pooled(y, pool))
-        self._pool(out, y, relu.affine, act, pool, None)
-        return out
+    def apply_pool(self, y: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool) -> Tensor:
+        """Without a shortcut, one pass that writes nothing but the maxima."""
+        if y.dtype not in FULL or shortcut is not None:
+            return super().apply_pool(y, affine, shortcut, relu, pool)
+        return self._pool(like(y, _pooled(y, pool)), y, affine, relu, pool, None)
 
-    def pool_backward(self, gradient: Tensor, y: Tensor, relu: Relu, act: bool, pool: Pool) -> Tensor:
-        if y.dtype not in FULL or relu.shortcut is not None:
-            return super().pool_backward(gradient, y, relu, act, pool)
+    def pool_backward(
+        self, y: Tensor, gradient: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool
+    ) -> Tensor:
+        """Without a shortcut, one pass, which finds the maxima again; its result is good until the block's end."""
+        if y.dtype not in FULL or shortcut is not None:
+            return super().pool_backward(y, gradient, affine, shortcut, relu, pool)
         gradient = _activation("gradient", gradient, like(y, _pooled(y, pool)))
-        out = workspace.like(y, "pooled")
-        self._pool(out, y, relu.affine, act, pool, gradient)
-        return out
+        return self._pool(workspace.like(y, "pooled"), y, affine, relu, pool, gradient)
 
-    def _pool(self, out: Tensor, y: Tensor, affine: Affine, act: bool, pool: Pool, gradient: Tensor | None) -> None:
+    def _pool(self, out: Tensor, y: Tensor, affine: Affine, relu: bool, pool: Pool, gradient: Tensor | None) -> Tensor:
         y = _activation("y", y, y)
         scale, shift = _vector("scale", affine.scale, y), _vector("shift", affine.shift, y)
         self._native.cpu_max_pool(
             y.dtype == torch.float64, torch.get_num_threads(), tuple(y.shape), _pooled(y, pool)[2:], tuple(pool),
-            y.data_ptr(), scale.data_ptr(), shift.data_ptr(), act,
+            y.data_ptr(), scale.data_ptr(), shift.data_ptr(), relu,
             0 if gradient is None else gradient.data_ptr(), out.data_ptr(),
         )  # fmt: skip
+        return out
 
     def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
         if y.dtype not in FULL:

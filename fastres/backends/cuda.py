@@ -23,10 +23,7 @@ def _properties(index: int) -> tuple[tuple[int, int], int]:
 
 class Cuda(Planned):
     name = "cuda"
-    note = (
-        "emulated, not yet run on hardware; float32 is computed in TF32, where PyTorch allows it; in training, wgrad "
-        "and strided dgrad are cuDNN's"
-    )
+    note = "float32 is computed in TF32, where PyTorch allows it; in training, wgrad and strided dgrad are cuDNN's"
 
     def unavailable(self) -> str | None:
         if reason := missing():

@@ -7,11 +7,14 @@ wgrad and strided dgrad are the library's: cuDNN's on a GPU, PyTorch's own in fl
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from . import bn_plans, plans
-from .reference_steps import conv_backward
-from .steps import Affine, Geometry, Moments, Relu, Running, Shortcut, Steps
+from . import bn_plans, plans, pool_plans
+from .reference_steps import conv_backward, like
+from .steps import Affine, Geometry, Moments, Pool, Relu, Running, Shortcut, Steps
+
+_IMAGE = 3  # channels, which are given a fourth of zeros: the kernel copies a pixel's 8 bytes at a time, not 2
 
 
 class CudaSteps(Steps):
@@ -26,11 +29,11 @@ class CudaSteps(Steps):
     def conv(
         self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Prologue and statistics are the kernel's: x is read once a column of tiles and y written once.
+        """Prologue and statistics are conv_sm80's: x is read once a column of tiles and y written once.
 
-        Where a group's channels are no multiple of 16 bytes, the prologue is a pass of its own, which reads x and
-        writes as much; where the depth is split, which takes an output too small to fill the GPU, so are the
-        statistics, which read y.
+        The prologue is a pass of its own, which reads x and writes as much, where conv_sm90 runs the convolution, whose
+        operands go from memory to the tensor cores untouched, and where a group's channels are no multiple of 16 bytes.
+        So are the statistics, which read y, where the depth is split: an output is too small to fill the GPU.
         """
         work = self._conv(x, weight, geometry, prologue, moments=True)
         y = self._backend.run(work)
@@ -43,11 +46,14 @@ class CudaSteps(Steps):
     def _conv(
         self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None, moments: bool
     ) -> plans.Work:
-        if prologue is not None and not plans.takes_prologue(x, geometry.groups):
+        if prologue is None and x.shape[1] == _IMAGE:
+            x, weight = (F.pad(t, (0, 0, 0, 0, 0, 1)) for t in (x, weight))
+        prepared = plans.pack(weight, None, geometry)
+        kernel = self._backend.convolution_kernel(x, prepared.filter)
+        if prologue is not None and (kernel == "conv_sm90" or not plans.takes_prologue(x, geometry.groups)):
             x, prologue = self.apply(x, prologue), None
-        operands = [(x, plans.pack(weight, None, geometry))]
         sms = self._backend.multiprocessors(x.device)
-        return plans.convolution(operands, False, prologue=prologue, moments=moments, sms=sms)
+        return plans.convolution([(x, prepared)], False, prologue=prologue, moments=moments, sms=sms, kernel=kernel)
 
     def finalize(
         self,
@@ -69,6 +75,20 @@ class CudaSteps(Steps):
 
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         return self._backend.run(bn_plans.apply(y, affine, shortcut, relu))
+
+    def apply_pool(self, y: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool) -> Tensor:
+        """One launch; `apply` and the library's pool after a shortcut, and where not `pool_plans.runnable`."""
+        if shortcut is not None or not pool_plans.runnable(y, affine, pool):
+            return super().apply_pool(y, affine, shortcut, relu, pool)
+        return self._backend.run(pool_plans.apply(y, affine, relu, pool))
+
+    def pool_backward(
+        self, y: Tensor, gradient: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool
+    ) -> Tensor:
+        """Two launches, which find the maxima and gather their gradients; else as `apply_pool`, by the library's."""
+        if shortcut is not None or not pool_plans.runnable(y, affine, pool, gradient):
+            return super().pool_backward(y, gradient, affine, shortcut, relu, pool)
+        return self._backend.run(pool_plans.backward(y, gradient, affine, relu, pool))
 
     def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
         return self._backend.run(bn_plans.gradient_sums(y, gradient, mean, relu))
@@ -97,9 +117,10 @@ class CudaSteps(Steps):
         """
         convolution = transposed(weight, geometry)
         if convolution is None:
-            # By the strides of this weight, even of one of 1x1, cuDNN takes the gradient as it is, in channels_last.
+            # By the strides of this weight, even of one of 1x1, cuDNN takes the gradient as it is, in channels_last; by
+            # those of what stands for x, it gives dx so.
             dy, w = _of_library(gradient), _of_library(weight).clone(memory_format=torch.channels_last)
-            dx = conv_backward(dy, dy.new_empty(()).expand(size), w, geometry, (True, False))[0]
+            dx = conv_backward(dy, like(dy, size), w, geometry, (True, False))[0]
             dx = dx.to(gradient.dtype, memory_format=torch.channels_last)
             return dx if residual is None else dx.add_(residual)
         turned, forward = convolution
@@ -118,7 +139,7 @@ class CudaSteps(Steps):
         if prologue is not None:
             x = self.apply(x, prologue)
         dy, x = _of_library(gradient), _of_library(x)
-        return conv_backward(dy, x, x.new_empty(()).expand(size), geometry, (False, True))[1].float()
+        return conv_backward(dy, x, like(x, size), geometry, (False, True))[1].float()
 
 
 def transposed(weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry] | None:

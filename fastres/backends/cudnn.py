@@ -1,7 +1,7 @@
 """Backend `cudnn`: the fused convolutions of cuDNN that PyTorch binds.
 
 `cudnn_convolution_relu` and `cudnn_convolution_add_relu` fuse bias, residual and ReLU; a convolution without ReLU (the
-projection shortcut) is cuDNN's convolution with bias. fastres has not yet run this backend on hardware.
+projection shortcut) is cuDNN's convolution with bias.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _missing() -> str | None:
 class CuDNN(Backend):
     name = "cudnn"
     relu_keeps_nan = False
-    note = "not yet run on hardware by fastres; whether its ReLU propagates NaN is cuDNN's choice"
+    note = "whether its ReLU propagates NaN is cuDNN's choice"
 
     def unavailable(self) -> str | None:
         return _missing()

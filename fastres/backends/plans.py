@@ -132,7 +132,7 @@ def convolution(
             with one operand.
         moments: whether `Work.moments` is to be written, if the depth is not split; without bias, residual and ReLU.
         sms: multiprocessors of the GPU, by which the tile is chosen.
-        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it, without prologue and moments.
+        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it, without prologue.
         tile: rows, columns, splits of the depth, and of conv_sm90 blocks in a cluster; what is 0 or not given, the plan
             chooses.
 
@@ -180,10 +180,12 @@ def convolution(
         *(v.data_ptr() for v in vectors),
     )
     chosen, floats = getattr(module, f"{kernel}_tile")(dtype, problem, sms, (*tile, 0, 0, 0, 0)[:4])
-    rows, _, splits, _ = chosen
+    rows, splits = chosen[0], chosen[2]
     scratch = [torch.empty(floats, dtype=torch.float32, device=x.device)] if floats else []
     of_tiles = None
     if moments and splits == 1:
+        if kernel == "conv_sm90":
+            rows = module.conv_sm90_moment_rows(dtype, chosen)
         of_tiles = torch.empty((-(-n * p * q // rows), filters, 3), dtype=torch.float32, device=x.device)
         problem.moments = of_tiles.data_ptr()
         scratch.append(of_tiles)
@@ -216,6 +218,8 @@ def stem(
     prepared: Prepared,
     scale: Sequence[float] = (1.0, 1.0, 1.0),
     shift: Sequence[float] = (0.0, 0.0, 0.0),
+    *,
+    sms: int,
 ) -> Work:
     """3x3/2 max pool of relu(7x7/2 convolution of v + bias).
 
@@ -225,6 +229,7 @@ def stem(
         prepared: of a layer for which `Prepared.stem` is there.
         scale: of 8-bit images, one value a channel.
         shift: likewise.
+        sms: multiprocessors of the GPU, by which the work is shared out.
 
     Raises:
         ValueError: an argument that the kernel cannot run on, by name.
@@ -258,6 +263,7 @@ def stem(
         filters,
         [*scale, *fill][:4],
         [*shift, *fill][:4],
+        sms,
     )
     return Work([plan], [x, weight, bias], [], result)
 
@@ -309,7 +315,7 @@ class Planned(Backend):
         return self.convolution_kernel(x, filter)
 
     def convolution_kernel(self, x: Tensor, filter: Filter) -> str:
-        """What runs a convolution without prologue and moments."""
+        """What runs a convolution without prologue."""
         hopper = self.capability(x.device) == HOPPER and obstacle(x.dtype, tuple(x.shape), filter) is None
         return "conv_sm90" if hopper else "conv_sm80"
 
@@ -330,14 +336,14 @@ class Planned(Backend):
     def stem(self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int) -> Tensor:
         if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
             return super().stem(x, prepared, kernel, stride, padding)
-        return self.run(stem(x, prepared))
+        return self.run(stem(x, prepared, sms=self.multiprocessors(x.device)))
 
     def stem_uint8(
         self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
     ) -> Tensor:
         if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
             return super().stem_uint8(x, prepared, kernel, stride, padding, pixels, dtype)
-        return self.run(stem(x, prepared, pixels.scale, pixels.shift))
+        return self.run(stem(x, prepared, pixels.scale, pixels.shift, sms=self.multiprocessors(x.device)))
 
 
 def dtype_of(x: Tensor) -> Any:

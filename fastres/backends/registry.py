@@ -131,7 +131,16 @@ def _unavailable(backend: Backend) -> str | None:
 
 def notes() -> dict[str, str]:
     """What a user should know about each backend: numerics that differ, hardware it was never run on; or ""."""
-    return {name: backend.note for name, backend in _registered.items()}
+    return {name: "; ".join(filter(None, (_standing(backend), backend.note))) for name, backend in _registered.items()}
+
+
+def _standing(backend: Backend) -> str:
+    """Where kernels of ours are verified; "" of a library's, and where there are none."""
+    try:
+        fingerprint = backend.fingerprint()
+    except (ImportError, FileNotFoundError):  # a native module that is broken, or without kernels
+        return ""
+    return "" if fingerprint is None else verification.standing(backend.name, fingerprint)
 
 
 def check_name(name: str | None, argument: str = "backend") -> str | None:

@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Pool = tuple[int, int, int]
+"""A max pool's kernel, stride and padding, square; dilation 1, sizes rounded down."""
+
 
 class Geometry(NamedTuple):
     """Of a convolution."""
@@ -46,14 +49,6 @@ class Relu(NamedTuple):
 
     affine: Affine
     shortcut: Shortcut | None = None
-
-
-class Pool(NamedTuple):
-    """Max pooling by square windows."""
-
-    kernel: int
-    stride: int
-    padding: int
 
 
 class Moments(NamedTuple):
@@ -121,19 +116,23 @@ class Steps:
         """act(y * scale + shift [+ shortcut]), like y."""
         raise NotImplementedError
 
-    def pool(self, y: Tensor, relu: Relu, act: bool, pool: Pool) -> Tensor:
-        """`apply`, `relu` being its argument and `act` whether there is a ReLU, then max pooling."""
-        return F.max_pool2d(self.apply(y, relu.affine, relu.shortcut, act), *pool)
+    def apply_pool(self, y: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool) -> Tensor:
+        """max_pool of what `apply` gives, as rounded to y's dtype; NaN where a window has one."""
+        return F.max_pool2d(self.apply(y, affine, shortcut, relu), *pool)
 
-    def pool_backward(self, gradient: Tensor, y: Tensor, relu: Relu, act: bool, pool: Pool) -> Tensor:
-        """The gradient of what `pool` pools, from that of its result. Of equal values, a window's first has it all."""
+    def pool_backward(
+        self, y: Tensor, gradient: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool
+    ) -> Tensor:
+        """The gradient of what `apply` gives, like y, from that of what `apply_pool` gives.
+
+        A window's goes to its first maximum in row-major order, or its last NaN, as PyTorch's.
+        """
+        out = self.apply(y, affine, shortcut, relu)
         kernel, stride, padding = ([size, size] for size in pool)
-        out = self.apply(y, relu.affine, relu.shortcut, act)
         _, indices = F.max_pool2d_with_indices(out, kernel, stride, padding)
-        dx = torch.ops.aten.max_pool2d_with_indices_backward.default(
+        return torch.ops.aten.max_pool2d_with_indices_backward.default(
             gradient, out, kernel, stride, padding, [1, 1], False, indices
-        )
-        return dx.contiguous(memory_format=torch.channels_last)
+        ).contiguous(memory_format=torch.channels_last)
 
     def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
         """[C, 2]: the sums of g and of g * (y - mean), g being `gradient` where `relu` passes it, else 0."""

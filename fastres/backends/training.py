@@ -2,24 +2,29 @@
 
 A backend named by the user (see `registry`) trains with its own passes if it has them, and raises where those cannot
 run; one that has none, and the name "plain", leave training to PyTorch's own modules. By itself, fastres trains on the
-CPU with `aten`, and elsewhere with PyTorch's own modules: no GPU kernel of a training step is verified yet.
+CPU with `native`, or `aten` where the native module was not built, and on a GPU with the first of ORDER whose kernels
+are verified there, else with PyTorch's own modules.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .. import native
 from ..layer import ConvBN
-from . import registry
+from . import registry, verification
 from .aten_steps import AtenSteps
 from .cpu_steps import CpuSteps
 from .registry import AUTO, PLAIN, BackendError
 from .steps import Steps
 
-ATEN = "aten"
-NATIVE = "native"
+NATIVE, ATEN = "native", "aten"
+OF_CPU: dict[str, Callable[[], Steps]] = {NATIVE: CpuSteps, ATEN: AtenSteps}  # one object a block
+# What `auto` trains with. `cuda` leaves wgrad and strided dgrad to cuDNN, and was the faster on an H100.
+ORDER: dict[str, tuple[str, ...]] = {"cpu": (NATIVE, ATEN), "cuda": ("cuda", "triton")}
 
 
 def obstacle(device: torch.device, model_backend: str) -> str | None:
@@ -29,34 +34,51 @@ def obstacle(device: torch.device, model_backend: str) -> str | None:
         return "asked for by name"
     if name != AUTO:
         return None if registry.get(name).steps() is not None else f"backend {name!r} does not train"
-    if device.type == "cpu":
+    reasons = {name: _unverified(name, device) for name in ORDER.get(device.type, ())}
+    if None in reasons.values():
         return None
-    # A record of `fastres selftest` says nothing of training: it has no cases of these kernels yet.
-    return f"no kernels of a training step are verified on {device.type}: name a backend that has them"
+    return "; ".join(f"{name}: {why}" for name, why in reasons.items()) or f"fastres does not train on {device.type}"
 
 
 def resolve(x: Tensor, layers: tuple[ConvBN, ...], name: str) -> Steps:
     """The passes that run `layers`, of one block, the first on `x`, `name` being what was asked for.
 
-    Raises BackendError where they cannot.
+    Raises BackendError where they cannot. `auto` then falls back, at last on the reference's.
     """
-    reason = "asked for by name"
-    steps: Steps | None = None
-    if name not in (AUTO, PLAIN):
-        steps = registry.get(name).steps()
-    if steps is None:
-        if x.device.type != "cpu":
-            raise BackendError(f"{name!r} has no passes of a training step on {x.device.type}")
-        name, reason, steps = _of_cpu()
-    if name not in (ATEN, NATIVE) and (why := registry.get(name).unsupported(x, layers[0])):
-        raise BackendError(f"backend {name!r} cannot run this training step: {why}")
+    steps = None if name in (AUTO, PLAIN) else registry.get(name).steps()
+    if steps is not None:
+        reason = "asked for by name"
+        if why := registry.get(name).unsupported(x, layers[0]):
+            raise BackendError(f"backend {name!r} cannot run this training step: {why}")
+    else:
+        name, reason = _choice(x, layers[0])
+        steps = OF_CPU[name]() if name in OF_CPU else registry.get(name).steps()
+        assert steps is not None
     for layer in layers:
         registry.record(x, layer, name, reason)
     return steps
 
 
-def _of_cpu() -> tuple[str, str, Steps]:
-    """What the CPU trains with: a name, why, and the passes of one block."""
-    if native.load() is None:
-        return ATEN, native.why_missing(), AtenSteps()
-    return NATIVE, "first choice for training on cpu", CpuSteps()
+def _choice(x: Tensor, layer: ConvBN) -> tuple[str, str]:
+    """What `auto` trains with, and why."""
+    passed_over: list[str] = []
+    for name in ORDER.get(x.device.type, ()):
+        why = _unverified(name, x.device)
+        if why is None and name not in OF_CPU:
+            why = registry.get(name).unsupported(x, layer)
+        if why is None:
+            return name, "; ".join(passed_over) or f"first choice for training on {x.device.type}"
+        passed_over.append(f"{name}: {why}")
+    return "reference", "; ".join(passed_over)
+
+
+def _unverified(name: str, device: torch.device) -> str | None:
+    """Why `auto` may not train with what is called `name` on `device`, or None."""
+    if name in OF_CPU:
+        return native.why_missing() or None if name == NATIVE else None
+    if missing := registry.backends()[name]:
+        return missing
+    fingerprint = registry.get(name).fingerprint()
+    if fingerprint is None:
+        return None
+    return verification.obstacle(name, fingerprint, device, verification.TRAINING)

@@ -67,7 +67,6 @@ def _device() -> str | None:
 
 class Triton(Backend):
     name = "triton"
-    note = "emulated, not yet run on hardware"
 
     def unavailable(self) -> str | None:
         if importlib.util.find_spec("triton") is None:
@@ -102,6 +101,7 @@ class Triton(Backend):
 
     def prepare(self, x: Tensor, layer: ConvBN) -> _Prepared:
         from ..kernels.conv import pack
+        from ..tuning import conv_tf32
 
         geometry = layer.stride, layer.padding, layer.dilation
 
@@ -109,7 +109,7 @@ class Triton(Backend):
             packed, groups = pack(weight, layer.groups)
             return _Prepared(packed, bias.float(), *geometry, groups)
 
-        return folded(layer, x.dtype, (self.name, *geometry, layer.groups), make)
+        return folded(layer, x.dtype, (self.name, *geometry, layer.groups, conv_tf32()), make)
 
     def conv(
         self, x: Tensor, prepared: _Prepared, relu: bool, residual: Tensor | None = None, overwrite: bool = False

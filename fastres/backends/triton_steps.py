@@ -1,4 +1,4 @@
-"""The passes of a training step by the Triton kernels: emulated, not yet run on hardware.
+"""The passes of a training step by the Triton kernels.
 
 Tensors are float32, bfloat16 or float16. Weights are packed at each call: they change at each step.
 """

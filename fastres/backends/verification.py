@@ -19,17 +19,22 @@ import torch
 from .. import cache
 
 _FILE = "verified.json"
+UNVERIFIED = "emulated, not yet run on hardware"  # said of our kernels, as they are, until a GPU has run them
 
+INFERENCE, TRAINING = "inference", "training"
 
 changes = 0  # moves when a record is added
 
 
 class Record(NamedTuple):
-    """One verification: the backend, the architecture ("sm_90"), and the fingerprint of the kernels' sources."""
+    """One verification: the backend, the architecture ("sm_90"), the fingerprint of the kernels' sources, and for what
+    work they are verified, INFERENCE or TRAINING.
+    """
 
     backend: str
     architecture: str
     fingerprint: str
+    work: str = INFERENCE
 
 
 def architecture(device: torch.device) -> str:
@@ -40,19 +45,30 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def obstacle(backend: str, fingerprint: str, device: torch.device) -> str | None:
+def architectures(backend: str, fingerprint: str, work: str = INFERENCE) -> list[str]:
+    """Where kernels of this fingerprint are verified."""
+    return sorted(arch for name, arch, source, of in records() if (name, source, of) == (backend, fingerprint, work))
+
+
+def standing(backend: str, fingerprint: str) -> str:
+    """What is known of kernels of this fingerprint, for people."""
+    found = [(work, architectures(backend, fingerprint, work)) for work in (INFERENCE, TRAINING)]
+    known = [f"{', '.join(where)} ({work})" for work, where in found if where]
+    return f"verified on {', '.join(known)}" if known else UNVERIFIED
+
+
+def obstacle(backend: str, fingerprint: str, device: torch.device, work: str = INFERENCE) -> str | None:
     """Why `auto` may not run kernels of this fingerprint on `device`, or None where they are verified there."""
     here = architecture(device)
-    if Record(backend, here, fingerprint) in records():
+    if Record(backend, here, fingerprint, work) in records():
         return None
-    return f"its kernels are not verified on {here}: `fastres selftest --backend {backend}` does it"
+    return f"its kernels are not verified for {work} on {here}: `fastres selftest --backend {backend}` does it"
 
 
 @functools.cache
 def records() -> frozenset[Record]:
     """Every record, the package's and this machine's. A damaged file counts as empty, with a warning."""
-    packaged = files("fastres.data") / _FILE
-    return frozenset(_parse(packaged.read_text() if packaged.is_file() else "[]", str(packaged))) | _local()
+    return _packaged() | _local()
 
 
 def add(record: Record) -> Path:
@@ -68,6 +84,11 @@ def add(record: Record) -> Path:
 def local_path() -> Path:
     """This machine's file."""
     return cache.path(_FILE)
+
+
+def _packaged() -> frozenset[Record]:
+    path = files("fastres.data") / _FILE
+    return frozenset(_parse(path.read_text() if path.is_file() else "[]", str(path)))
 
 
 def _local() -> frozenset[Record]:

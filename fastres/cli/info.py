@@ -16,9 +16,6 @@ examples:
   fastres info --json            the same for a program, or for a bug report
 """
 
-# Said of every kernel of ours until a GPU has run it.
-_UNVERIFIED = "emulated, not yet run on hardware"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Shows versions, devices, the native module, and each backend with what keeps it from running."
@@ -53,14 +50,12 @@ def _verified(name: str) -> list[str] | None:
         fingerprint = registry.find(name).fingerprint()
     except (ImportError, FileNotFoundError):  # a native module that is broken, or without kernels
         return []
-    if fingerprint is None:
-        return None
-    found = (r.architecture for r in verification.records() if (r.backend, r.fingerprint) == (name, fingerprint))
-    return sorted(found)
+    return None if fingerprint is None else verification.architectures(name, fingerprint)
 
 
 def _native() -> dict[str, Any]:
     from .. import native
+    from ..backends import verification
 
     try:
         module = native.load()
@@ -70,7 +65,8 @@ def _native() -> dict[str, Any]:
         return {"built": False, "why": native.why_missing(), "kernels": {}}
     info = module.build_info()
     families = Counter(dict(info["kernels"]).values())  # symbol -> the file that it is compiled from
-    kernels = {family: {"variants": count, "state": _UNVERIFIED} for family, count in sorted(families.items())}
+    state = verification.standing("cuda", native.kernel_hash()) if families else ""
+    kernels = {family: {"variants": count, "state": state} for family, count in sorted(families.items())}
     return {"built": True, **info, "kernels": kernels}
 
 
@@ -97,8 +93,6 @@ def _text(facts: dict[str, Any]) -> str:
     rows.append(("", ""))
     for name, backend in facts["backends"].items():
         state = f"unavailable: {backend['unavailable']}" if backend["unavailable"] else "available"
-        verified = backend["verified"]
-        standing = None if verified is None else f"verified on {', '.join(verified) or 'no architecture yet'}"
-        rows.append((f"backend {name}", "; ".join(filter(None, (state, standing, backend["note"])))))
+        rows.append((f"backend {name}", "; ".join(filter(None, (state, backend["note"])))))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {value}".rstrip() for name, value in rows)

@@ -5,5 +5,5 @@ TRITON_INTERPRET as it decorates: nothing here is imported before a kernel is ne
 
 Image sizes and geometry are not specialised: one compilation serves every layer with the same flags and tile.
 
-Compiled ahead of time and run in Triton's interpreter in the tests; emulated, not yet run on hardware.
+The tests run them in Triton's interpreter, and compiled in the emulator. `fastres info` says which GPU verified them.
 """

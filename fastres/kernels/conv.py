@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..tf32 import rounded
 from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from . import gemm
 from .launch import WIDE, device_of, output, precision
@@ -145,7 +146,12 @@ def merging(width: int, groups: int) -> int:
 
 
 def pack(weight: Tensor, groups: int) -> tuple[Tensor, int]:
-    """A filter [K, C/groups, R, S] as dense KRSC with narrow groups merged, and the number of groups left."""
+    """A filter [K, C/groups, R, S] as dense KRSC with narrow groups merged, and the number of groups left.
+
+    Where PyTorch's switch allows TF32, a float32 filter is rounded to it.
+    """
+    if arithmetic(weight.dtype, conv_tf32()) == "tf32":
+        weight = rounded(weight)
     filters = weight.permute(0, 2, 3, 1)
     k, _, _, width = filters.shape
     if (merge := merging(width, groups)) == 1:

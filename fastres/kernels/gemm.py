@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..tuning import Tile, architecture, processors
 from .launch import WIDE, device_of, precision
-from .tile import relu, swizzle
+from .tile import product, relu, swizzle
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -64,7 +64,7 @@ def gemm_kernel(
                 k = start + inner
                 a = tl.load(x_ptr + x_rows[:, None] + k[None, :], mask=(k < K)[None, :], other=0.0)
                 b = tl.load(w_ptr + w_rows[None, :] + k[:, None], mask=(k < K)[:, None], other=0.0)
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            acc = product(a, b, acc, PRECISION)
 
         if bias_ptr is not None:
             acc += tl.load(bias_ptr + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
@@ -87,9 +87,10 @@ def gemm_kernel(
 def takes_descriptors(arch: int, numbers: str) -> bool:
     """Whether tiles move by TMA: on Hopper and data-centre Blackwell, whose matrix units read shared memory.
 
-    Exact float32 and sm_120 multiply from registers; there, tiles of this size spill when they come by descriptor.
+    Exact float32 and sm_120 multiply from registers; there, tiles of this size spill when they come by descriptor. TF32
+    is rounded in registers, and in the flattened loop Triton 3.6 then reads sums before it waits for their wgmma.
     """
-    return 90 <= arch < 120 and numbers != "float32"
+    return 90 <= arch < 120 and numbers in ("bfloat16", "float16")
 
 
 def gemm(
@@ -106,8 +107,8 @@ def gemm(
 ) -> None:
     """Writes relu(x @ w^T + bias + residual) to `y`.
 
-    Tensors are taken as matrices, `x`, `residual` and `y` of `rows` rows. `numbers` is from `tuning.arithmetic`;
-    `descriptors` overrides whether tiles move by TMA.
+    Tensors are taken as matrices, `x`, `residual` and `y` of `rows` rows. `numbers` is from `tuning.arithmetic`: in
+    "tf32", `w` was rounded to it beforehand. `descriptors` overrides whether tiles move by TMA.
     """
     columns = y.numel() // rows
     depth = x.numel() // rows

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..tf32 import rounded
 from ..tuning import Problem, Tile, arithmetic, choose
 from .gemm import gemm
 from .launch import WIDE, device_of
@@ -70,6 +71,8 @@ def _classify(pooled: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile | 
     if y.numel() == 0:
         return y
     numbers = arithmetic(pooled.dtype, torch.backends.cuda.matmul.allow_tf32)
+    if numbers == "tf32":
+        weight = rounded(weight)
     problem = Problem("gemm", n, classes, c, 1, 1)
     tile = tile or choose(problem, numbers, pooled.device, partial(_classify, pooled, weight, bias))
     gemm(pooled, weight, bias, None, y, n, tile, False, numbers)

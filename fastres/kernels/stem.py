@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..tuning import Problem, Tile, architecture, arithmetic, choose, conv_tf32
 from .launch import WIDE, device_of, precision
-from .tile import relu
+from .tile import product, relu
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def pooled_row(
             a = tl.where(inside, a.to(tl.float32) * scale[None, :] + shift[None, :], 0.0)
         weights = w_ptr + filters[None, :] * (R * S * C) + (r * S * C + k)[:, None]
         b = tl.load(weights, mask=known[:, None], other=0.0)
-        acc = tl.dot(a.to(b.dtype), b, acc, input_precision=PRECISION)
+        acc = product(a.to(b.dtype), b, acc, PRECISION)
 
     exists = (p >= 0) & (p < P) & (column >= 0) & (column < Q)
     row = tl.where(exists[:, None], relu(acc + bias[None, :]), float("-inf"))

@@ -48,7 +48,10 @@ def multiply(
     scale_ptr=None,  # of a prologue, float32, advanced to the group's first channel; None: x is taken as it is
     shift_ptr=None,
 ):
-    """acc + im2col(x) @ w^T for one tile, in float32; or, with a prologue, of relu(x * scale + shift)."""
+    """acc + im2col(x) @ w^T for one tile, in float32; or, with a prologue, of relu(x * scale + shift).
+
+    In TF32, w was rounded beforehand.
+    """
     inner = tl.arange(0, BLOCK_K)
     first = x_ptr + ((n * H + h) * W + w) * C
     filters = w_ptr + column * (R * S * C_GROUP)
@@ -70,7 +73,7 @@ def multiply(
                 if PADDED:
                     a = tl.where(inside[:, None], a, 0.0)
             b = tl.load(filters[None, :] + (step * BLOCK_K + inner)[:, None])
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            acc = product(a, b, acc, PRECISION)
     else:
         for start in range(0, R * S * C_GROUP, BLOCK_K):
             k = start + inner
@@ -90,8 +93,31 @@ def multiply(
                 a = normalised(a, scale, tl.load(shift_ptr + channel, mask=within, other=0.0))
                 a = tl.where(inside, a, 0.0)
             b = tl.load(filters[None, :] + k[:, None], mask=within[:, None], other=0.0)
-            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            acc = product(a, b, acc, PRECISION)
     return acc
+
+
+@triton.jit
+def product(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b, of one step: in TF32 with b rounded beforehand.
+
+    In exact float32 a step's sum is made apart: the error of a sum in a row grows with the root of its length.
+    """
+    if PRECISION == "ieee" and a.dtype == tl.float32:
+        acc += tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=a.shape[1])
+    else:
+        acc = tl.dot(rounded(a, PRECISION), b, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def rounded(x, PRECISION: tl.constexpr):
+    """x, in TF32 rounded to nearest, infinities and NaN kept: the tensor cores would round towards zero."""
+    if PRECISION == "tf32":
+        bits = x.to(tl.int32, bitcast=True)
+        nearest = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, nearest, float("nan"))
+    return x
 
 
 @triton.jit

@@ -27,7 +27,7 @@ from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from .conv import merging, unpack
 from .launch import WIDE, device_of, precision
 from .ordered import ordered_sum
-from .tile import normalised, output_pixels
+from .tile import normalised, output_pixels, product, rounded
 
 
 @triton.jit(
@@ -117,7 +117,7 @@ def wgrad_kernel(
         a = tl.load(values[None, :] + ((n[:, None] * H + h) * W + w) * C, mask=inside, other=0.0)
         if scale_ptr is not None:
             a = tl.where(inside, normalised(a, scale, shift), 0.0)
-        acc = tl.dot(tl.trans(g), a, acc, input_precision=PRECISION)
+        acc = product(tl.trans(g), rounded(a, PRECISION), acc, PRECISION)
 
     inside = (row < K_GROUP)[:, None] & (column < length)[None, :]
     at = ((split * K + group * K_GROUP).to(INDEX) + row)[:, None] * length + column[None, :]

@@ -1,7 +1,7 @@
 """Who is measured: ways to run one torchvision ResNet, each at its best settings.
 
-A contender's name is one of `NAMES`, `fastres:BACKEND`, or `module:function` of a function of your own with the
-signature of `Build`.
+A contender's name is one of `NAMES`, `fastres:BACKEND`, `fastres-graph:BACKEND`, or `module:function` of a function of
+your own with the signature of `Build`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .workload import Workload
 Forward = Callable[[], Tensor]
 Build = Callable[[nn.Module, Tensor], Forward]  # a model in evaluation mode and its input, both NCHW and on the device
 
-FASTRES = "fastres"
+FASTRES, FASTRES_GRAPH = "fastres", "fastres-graph"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Contender:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
     sees_tensors: bool = True  # whether its memory comes from PyTorch's allocators
     trains: bool = False
+    graph: bool = False  # a forward is a CUDA graph by itself; a training step is captured whole
 
     def unavailable(self, workload: Workload) -> str | None:
         missing = [name for name in self.needs if find_spec(name) is None]
@@ -93,8 +94,11 @@ def _compile(freezing: bool = False, **options: Any) -> Build:
     return build
 
 
-def _fastres_graph(model: nn.Module, x: Tensor) -> Forward:
-    return _graph(*channels_last(optimize(model), x))
+def _fastres_graph(backend: str | None) -> Build:
+    def build(model: nn.Module, x: Tensor) -> Forward:
+        return _graph(*channels_last(optimize(model, backend=backend), x))
+
+    return build
 
 
 def _eager_graph(model: nn.Module, x: Tensor) -> Forward:
@@ -102,6 +106,8 @@ def _eager_graph(model: nn.Module, x: Tensor) -> Forward:
 
 
 def _graph(model: nn.Module, x: Tensor) -> Forward:
+    if model.training:
+        return _eager(model, x)
     replay = capture(model, x)
     return lambda: replay(x)
 
@@ -156,6 +162,7 @@ def _tensorrt(model: nn.Module, x: Tensor) -> Forward:
 
 
 _CPU_RUNTIME: dict[str, Any] = {"devices": ("cpu",), "dtypes": (torch.float32,), "sees_tensors": False}
+_GRAPH: dict[str, Any] = {"devices": ("cuda",), "trains": True, "graph": True}
 _ALL = (
     Contender(FASTRES, _fastres(None), trains=True),
     Contender("eager", _eager, trains=True),
@@ -163,8 +170,8 @@ _ALL = (
     Contender("compile", _compile(), trains=True),
     Contender("compile-freezing", _compile(freezing=True)),
     Contender("compile-max-autotune", _compile(mode="max-autotune")),
-    Contender("fastres-graph", _fastres_graph, devices=("cuda",)),
-    Contender("eager-graph", _eager_graph, devices=("cuda",)),
+    Contender(FASTRES_GRAPH, _fastres_graph(None), **_GRAPH),
+    Contender("eager-graph", _eager_graph, **_GRAPH),
     Contender("tensorrt", _tensorrt, ("torch_tensorrt", "tensorrt"), devices=("cuda",), sees_tensors=False),
     Contender("onnxruntime", _onnxruntime, ("onnx", "onnxruntime"), **_CPU_RUNTIME),
     Contender("openvino", _openvino, ("onnx", "openvino"), **_CPU_RUNTIME),
@@ -178,14 +185,16 @@ def get(name: str) -> Contender:
     if name in _BY_NAME:
         return _BY_NAME[name]
     prefix, colon, rest = name.partition(":")
-    if colon and prefix == FASTRES:
+    if colon and prefix in (FASTRES, FASTRES_GRAPH):
         registry.check_name(rest)
-        return Contender(name, _fastres(rest), trains=True)
+        if prefix == FASTRES:
+            return Contender(name, _fastres(rest), trains=True)
+        return Contender(name, _fastres_graph(rest), **_GRAPH)
     if colon:
         try:
             return Contender(name, getattr(importlib.import_module(prefix), rest), trains=True)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"contender {name!r} cannot be imported: {error}") from error
     raise ValueError(
-        f"unknown contender {name!r}, expected one of {', '.join(NAMES)}, fastres:BACKEND, or module:function"
+        f"unknown contender {name!r}, expected one of {', '.join(NAMES)}, fastres[-graph]:BACKEND, or module:function"
     )

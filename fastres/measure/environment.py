@@ -13,6 +13,8 @@ import torch
 
 from .. import __version__
 
+_DRIVER = r"Module\s+(?:for \S+\s+)?([\d.]+)"  # the open module says for which machine it is
+
 
 def environment() -> dict[str, Any]:
     """Versions, the CPU and every GPU, made of JSON's types; None stands for what is missing or cannot be known."""
@@ -26,7 +28,7 @@ def environment() -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": _cudnn(),
             "onednn": _found(r"(?:oneDNN|MKL-DNN) v([\d.]+)", torch.__config__.show()),
-            "nvidia_driver": _found(r"Module\s+([\d.]+)", _text("/proc/driver/nvidia/version")),
+            "nvidia_driver": _found(_DRIVER, _text("/proc/driver/nvidia/version")),
         },
         "system": platform.platform(),
         "cpu": {

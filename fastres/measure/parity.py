@@ -3,14 +3,24 @@
 The oracle is a float64 computation on the CPU. An error is the largest absolute difference from it; the ulp is that
 of its largest value. NaN and infinities must stand where PyTorch's stand. There is no constant to tune or loosen.
 The factor of two over the framework's own error is the rule of FlashAttention's tests.
+
+Where PyTorch may compute float32 convolutions in TF32, cuDNN does so or not as its heuristics choose, and its error is
+one or a thousand: `pytorchs_own` makes a measure of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .. import tf32
+from ..tuning import conv_tf32
 
 FACTOR = 2.0
 
@@ -32,11 +42,41 @@ class Parity:
         return f"error {self.error:.3g}, allowed {self.bound:.3g} (PyTorch's own {self.baseline_error:.3g})"
 
 
+_OPERANDS = {torch.ops.aten.convolution.default: 2, torch.ops.aten.convolution_backward.default: 3}  # how many
+
+
+class _OperandsInTf32(TorchDispatchMode):
+    """Within it, float32 operands of convolutions on a type of device, and of their gradients, are rounded to TF32."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        n = _OPERANDS.get(func, 0)
+        return func(*map(self._operand, args[:n]), *args[n:], **(kwargs or {}))
+
+    def _operand(self, t: Tensor) -> Tensor:
+        return tf32.rounded(t) if t.device.type == self._device and t.dtype == torch.float32 else t
+
+
+@contextmanager
+def pytorchs_own() -> Iterator[None]:
+    """Within it, PyTorch's float32 convolutions are those that its own error is taken from: a baseline.
+
+    Where its switch allows TF32, every convolution on a GPU is of operands rounded to TF32 and else exact, whatever
+    cuDNN's heuristics would choose; where it does not, and on a CPU, all are exact.
+    """
+    with _OperandsInTf32("cuda") if conv_tf32() else nullcontext(), tf32.allowed(False):
+        yield
+
+
 def check(actual: Tensor, expected64: Tensor, baseline: Tensor, factor: float = FACTOR) -> Parity:
     """Holds `actual` against the float64 oracle `expected64`, by the measure of `baseline`, PyTorch's own result.
 
-    All three have one shape; `actual` and `baseline` have one dtype, in which both were computed. `factor` is FACTOR
-    for everything of fastres; another is for those who only have to be shown to compute the same function.
+    All three have one shape; `actual` and `baseline` have one dtype, in which both were computed, the latter within
+    `pytorchs_own`. `factor` is FACTOR for everything of fastres; another is for those who only have to be shown to
+    compute the same function.
 
     Raises:
         ParityError: `actual` breaks the rule; the message has the figures.

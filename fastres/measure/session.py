@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import contenders, memory, training
+from .graph import captured
 from .timing import timer_for, warm_up
 from .workload import DISTINCT, Material
 
@@ -32,6 +33,8 @@ class Session:
             if material.workload.train:
                 target = training.targets(material.workload.batch, DISTINCT).to(self.device)
                 self.forward = training.step(self.model, self.forward, target, material.workload.dtype)
+                if self.contender.graph:
+                    self.forward = captured(self.forward, self.device)
         self.timer = timer_for(self.device)
 
     def _mode(self) -> AbstractContextManager[Any]:

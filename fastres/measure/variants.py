@@ -23,6 +23,7 @@ from ..backends.registry import AUTO, Backend
 from ..layer import ConvBN
 from . import traffic
 from .graph import captured
+from .parity import pytorchs_own
 from .roofline import Layer
 from .traffic import HEAD, POOL, PROJECTION, STEM, UNFUSED, Step
 
@@ -93,7 +94,8 @@ def concrete(step: Step, dtype: torch.dtype, device: torch.device, backend: str 
     chosen, reason = _chosen(step, placed, backend)
     expected = _plain(step, exact)
     expected = expected.repeat(-(-step.x[0] // DISTINCT), *[1] * (expected.dim() - 1))[: step.x[0]]
-    baseline = _plain(step, placed).cpu()
+    with pytorchs_own():
+        baseline = _plain(step, placed).cpu()
     pristine = None if placed.residual is None else placed.residual.clone()
 
     def restore() -> None:

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from ..data import photo
 from ..pixels import MEAN, STD
 from . import training
+from .parity import pytorchs_own
 
 DISTINCT = 8  # images that differ; larger batches repeat them, so that the oracle's cost stays bounded
 CALIBRATION_SIZE = 128  # small, and with pixels enough in the last stage for statistics; for every size of input
@@ -83,7 +84,7 @@ def prepare(workload: Workload) -> Material:
     expected = expected.repeat(workload.batch // DISTINCT + 1, 1)[: workload.batch]
     material = Material(workload, state, x, expected, torch.empty(0))
     model, x = material.model(), x.to(workload.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), pytorchs_own():
         layouts = [model(x).cpu()]
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         layouts.append(model(x.contiguous(memory_format=torch.channels_last)).cpu())
@@ -107,7 +108,8 @@ def _prepare_training(workload: Workload) -> Material:
     for layout in (torch.contiguous_format, torch.channels_last):
         model = material.model().to(memory_format=layout)  # type: ignore[call-overload]
         placed = x.to(workload.device).contiguous(memory_format=layout)
-        loss = training.step(model, partial(model, placed), target.to(workload.device), workload.dtype)()
+        with pytorchs_own():
+            loss = training.step(model, partial(model, placed), target.to(workload.device), workload.dtype)()
         layouts.append(training.summary(loss, model, scales))
     return replace(material, baseline=max(layouts, key=lambda y: float((y - expected).abs().max())))
 

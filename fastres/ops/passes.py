@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.steps import Affine, Geometry, Moments, Pool, Relu, Shortcut, Steps
+from ..backends.steps import Affine, Geometry, Moments, Relu, Shortcut, Steps
 from ..layer import ConvBN, Norm, TrainBlock
 from .statistics import merged, summed
 
@@ -53,9 +53,8 @@ def forward(steps: Steps, block: TrainBlock, x: Tensor, other: Tensor | None, gr
         shortcut = Shortcut(kept[-1].y, kept[-1].affine)
     if shortcut is not None and shortcut.x.shape != last.y.shape:
         raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
-    if block.pool[0]:
-        return steps.pool(last.y, Relu(last.affine, shortcut), block.relu, Pool(*block.pool)), kept
-    return steps.apply(last.y, last.affine, shortcut, block.relu), kept
+    end = last.y, last.affine, shortcut, block.relu
+    return steps.apply_pool(*end, block.pool) if block.pool[0] else steps.apply(*end), kept
 
 
 def _layer(steps: Steps, layer: ConvBN, norm: Norm, x: Tensor, prologue: Affine | None, group: str) -> Kept:
@@ -124,8 +123,9 @@ def backward(
     relu = Relu(last.affine, shortcut) if block.relu else None
     owned = False
     if block.pool[0]:
-        argument = Relu(last.affine, shortcut)
-        gradient = steps.pool_backward(gradient, last.y, argument, block.relu, Pool(*block.pool))
+        if shortcut is not None and shortcut.x.shape != last.y.shape:
+            raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
+        gradient = steps.pool_backward(last.y, gradient, last.affine, shortcut, block.relu, block.pool)
         owned = True
 
     def through_norm(i: int, g: Tensor, relu: Relu | None, overwrite: bool, keep: bool = False) -> list[Tensor | None]:

@@ -21,6 +21,7 @@ from fastres.kernels.gemm import gemm
 from fastres.kernels.head import head
 from fastres.kernels.projection import projection
 from fastres.kernels.stem import stem
+from fastres.tf32 import allowed, rounded
 from fastres.tuning import Tile, arithmetic
 
 SMALL = Tile(64, 32, 32, 4, 3)  # so that small problems have several tiles in every direction
@@ -122,6 +123,25 @@ def test_gemm(shape: tuple[int, int, int], dtype: torch.dtype, target: int, repo
     assert_right(y, plain(*given), plain(*to_oracle(given)), str(shape))
     by_tma = any(opcode.startswith("cp.async.bulk.tensor") for opcode in reports[0].instructions)
     assert by_tma == (target == 90 and n % 8 == 0 and k % 8 == 0)
+
+
+@pytest.mark.parametrize("name", ["3x3", "1x1"])
+def test_tf32_rounds_to_nearest(name: str, target: int, reports: list[Report]) -> None:
+    """Of positive operands with all their digits: the tensor cores would cut them, and such errors add up."""
+    x, weight, bias = (t.abs() for t in operands(torch.float32, **CONVOLUTIONS[name]))
+    padding = CONVOLUTIONS[name]["kernel"] // 2
+    x[1, 3, 4, 5] = float("nan")
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, 1, padding)
+
+    with allowed(True):
+        y = conv(x, pack(weight, 1)[0], bias, padding=(padding, padding), tile=SMALL)
+    given = x, weight, bias
+    assert_right(y, plain(rounded(x), rounded(weight), bias), plain(*to_oracle(given)), name)
+    opcode = "wgmma.mma_async" if target == 90 else "mma.sync"
+    assert any("tf32" in text and text.startswith(opcode) for text in reports[0].instructions)
+    assert reports[0].findings == ()
 
 
 def test_projection(dtype: torch.dtype, reports: list[Report]) -> None:

@@ -1,5 +1,6 @@
 """The emulator's number formats against torch, and rounding modes against exact arithmetic."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from fastres import _C
+from fastres.tf32 import rounded
 
 pieces = _C.pieces
 
@@ -109,6 +111,15 @@ def test_tf32_keeps_nineteen_bits() -> None:
     assert toward_zero.tolist() == [1, 1, -1, 1 + 2**-10, 1]
     assert pieces.encode("tf32", np.float32([np.nan]), "rna")[0] == NAN["tf32"]
     assert pieces.decode("tf32", np.uint32([0x3F801FFF]))[0] == 1  # the low 13 bits are not read
+
+
+def test_fastres_rounds_to_tf32_as_the_instruction_does() -> None:
+    near = torch.tensor([1 + 2**-11, -(1 + 2**-11), 1 + 2**-11 - 2**-23, 0.0, -0.0, 1e-40, math.inf, -math.inf])
+    values = torch.cat([near, torch.randn(1000), torch.randn(1000) * 1e-38])
+    expected = pieces.decode("tf32", pieces.encode("tf32", values.numpy(), "rna"))
+    np.testing.assert_array_equal(rounded(values).numpy(), expected.astype(np.float32))
+    odd = torch.tensor([0x7FFFFFFF, 0x7FC00000, -1], dtype=torch.int32).view(torch.float32)
+    assert rounded(odd).isnan().all()
 
 
 @pytest.mark.parametrize("name", ["f16", "bf16"])

@@ -46,6 +46,7 @@ class Variant(NamedTuple):
     splits: int = 1
     conv: Conv = Conv(2, 200, 12, 13, 72)
     residual: bool = True
+    moments: bool = False
 
     def work(self) -> tuple[plans.Work, Tensor, Tensor]:
         """What to run, PyTorch's result and the exact one."""
@@ -53,19 +54,26 @@ class Variant(NamedTuple):
         x, weight, bias, layer = operand(self.conv, torch.bfloat16)
         residual = torch.randn(layer.out_size(x)).bfloat16().contiguous(memory_format=torch.channels_last)
         residual = residual if self.residual else None
-        tile = 128, self.n, self.splits, self.cluster
+        tile, relu = (128, self.n, self.splits, self.cluster), not self.moments
         work = plans.convolution(
-            [(x, plans.pack(weight, bias, layer))], True, residual, sms=self.cluster, kernel="conv_sm90", tile=tile
+            [(x, plans.pack(weight, None if self.moments else bias, layer))],
+            relu,
+            residual,
+            moments=self.moments,
+            sms=self.cluster,
+            kernel="conv_sm90",
+            tile=tile,
         )
         work.result.fill_(float("nan"))
+        bias = bias.zero_() if self.moments else bias
         exact = [None if t is None else t.double() for t in (x, weight, bias, residual)]
-        return work, plain(x, weight, bias, layer, residual, True), plain(*exact[:3], layer, exact[3], True)
+        return work, plain(x, weight, bias, layer, residual, relu), plain(*exact[:3], layer, exact[3], relu)
 
     def module(self, folder: Path, changes: list[tuple[str, str]]) -> dict[str, emulator.Module]:
         """The kernel with each (old, new) change made to the one place in its headers that has `old`."""
         (folder / "kernels").mkdir()
         shutil.copytree(CSRC / "ptx", folder / "ptx")
-        for path in CSRC.glob("kernels/conv_sm90_*.h"):
+        for path in (*CSRC.glob("kernels/conv_sm90_*.h"), CSRC / "kernels" / "moments.h"):
             shutil.copy(path, folder / "kernels")
         (folder / "cstdint").write_text(CSTDINT)
         for old, new in changes:
@@ -85,6 +93,8 @@ COOPERATIVE = Variant(256, "true", conv=Conv(2, 136, 12, 13, 264))
 CLUSTER = Variant(128, cluster=2, slabs=8, conv=Conv(3, 200, 12, 13, 136))
 SPLIT = Variant(splits=2, residual=False)
 WINDOW = Variant(conv=Conv(2, 72, 23, 25, 72, 3, 2, 1))
+MOMENTS = Variant(residual=False, moments=True)
+MOMENTS_OF_A_PAIR = Variant(256, "true", conv=Conv(2, 72, 12, 13, 264), residual=False, moments=True)
 VARIANTS = {
     "ping-pong": PING_PONG,
     "no residual": NO_RESIDUAL,
@@ -92,6 +102,8 @@ VARIANTS = {
     "cluster": CLUSTER,
     "split": SPLIT,
     "window": WINDOW,
+    "moments": MOMENTS,
+    "moments of a pair": MOMENTS_OF_A_PAIR,
 }
 
 
@@ -107,6 +119,7 @@ def test_unchanged_it_is_right(name: str, tmp_path: Path) -> None:
 EARLY = {"race", "uninitialized"}  # what was read had been written out of order, or not at all
 FULL = "ptx::mbarrier_wait(shared_.full(stage), stage_.parity);"
 EMPTY = "ptx::mbarrier_wait(shared.empty(stage), at.parity ^ 1);"
+MEET = "  ptx::named_barrier_sync<128>(1 + group);"
 EXPECT = "ptx::mbarrier_arrive_expect(shared.full(stage), C::kBytesA + C::kBytesB);"
 RESIDUAL_FREE = "ptx::mbarrier_wait(shared.free(at.index), at.parity ^ 1);"
 FREE = "ptx::mbarrier_wait(shared_.free(slab), slab_.parity ^ 1);"
@@ -316,9 +329,8 @@ MUTANTS: dict[str, tuple[Variant, set[str], list[tuple[str, str]]]] = {
     "no wait for the cluster's stage": (
         CLUSTER,
         {"race", "mbarrier"},
-        [("        ptx::mbarrier_wait_cluster(shared.empty(stage), at.parity ^ 1);\n", "")],
+        [("      ptx::mbarrier_wait(shared.empty(stage), at.parity ^ 1);\n", "")],
     ),
-    "no retry in the cluster": (CLUSTER, {"race", "mbarrier"}, [("} while (over == 0);", "} while (false);")]),
     "weights to itself alone": (CLUSTER, {"deadlock"}, [("(1 << C::kCluster) - 1);", "1 << rank);")]),
     "weights in the other's place": (CLUSTER, {"race"}, [(" + rank * C::kShareB", "")]),
     "no cluster barrier after mbarrier.init": (
@@ -330,6 +342,37 @@ MUTANTS: dict[str, tuple[Variant, set[str], list[tuple[str, str]]]] = {
         CLUSTER,
         {"lifetime"},
         [("    __syncwarp();\n    ptx::cluster_sync();\n", "")],
+    ),
+    # statistics
+    "no wait for the slab that warps meet in": (
+        MOMENTS_OF_A_PAIR,
+        {"race"},
+        [("        ptx::mbarrier_wait(shared_.free(slab_.index), slab_.parity ^ 1);\n", "")],
+    ),
+    "merged before all warps have written": (
+        MOMENTS,
+        {"race", "uninitialized"},
+        [(f"{MEET}\n  const int filter", "  const int filter")],
+    ),
+    "results over what is merged": (
+        MOMENTS,
+        {"race"},
+        [("  ptx::named_barrier_sync<128>(1 + group);  // the slab is free for results\n", "")],
+    ),
+    "both consumers at one barrier": (
+        MOMENTS_OF_A_PAIR,
+        {"race", "barrier", "deadlock", "uninitialized"},
+        [
+            (
+                "  ptx::named_barrier_sync<128>(1 + group);\n  const int",
+                "  ptx::named_barrier_sync<128>(1);\n  const int",
+            )
+        ],
+    ),
+    "moments of rows past the last": (
+        MOMENTS_OF_A_PAIR,
+        {"out-of-bounds"},
+        [(" && first < params.rows) {", ") {")],
     ),
     # parts of the depth
     "rows past the last": (SPLIT, {"out-of-bounds", "race"}, [("if (row + 8 * below < params_.rows)", "")]),

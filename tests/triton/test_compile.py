@@ -50,7 +50,8 @@ def check(kernel: Compiled, arch: int, folder: Path, exact: bool = False) -> Non
     assert (MATRIX_INSTRUCTION[arch] in kernel.ptx) != exact, str(kernel)
     if kernel.name != "stem_kernel":
         by_descriptor = kernel.constants.get("DESCRIPTORS", False)
-        assert by_descriptor == (kernel.name == "gemm_kernel" and arch in (90, 100) and not exact)
+        narrow = kernel.constants["PRECISION"] == "ieee" and not exact
+        assert by_descriptor == (kernel.name == "gemm_kernel" and arch in (90, 100) and narrow)
         copy = "cp.async.bulk.tensor.2d.shared" if by_descriptor else "cp.async.cg.shared.global"  # cg: 16 bytes each
         assert copy in kernel.ptx, f"{kernel} loads without {copy}"
     if kernel.constants.get("RELU", kernel.name != "dgrad_kernel"):

@@ -10,7 +10,7 @@ import torch
 from offline import target
 
 import fastres
-from fastres.backends import registry
+from fastres.backends import registry, verification
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +47,16 @@ def test_without_a_gpu_it_is_unavailable_and_says_why() -> None:
         fastres.ResNet18(backend="triton").eval().requires_grad_(False)(torch.randn(1, 3, 32, 32))
 
 
-def test_what_a_user_should_know() -> None:
-    assert registry.notes()["triton"] == "emulated, not yet run on hardware"
+def test_what_a_user_should_know(monkeypatch: pytest.MonkeyPatch) -> None:
     fingerprint = registry._registered["triton"].fingerprint()
     assert fingerprint is not None
     assert len(fingerprint) == 16
+    record = verification.Record("triton", "sm_90", fingerprint)
+    monkeypatch.setattr(verification, "records", lambda: frozenset({record}))
+    assert registry.notes()["triton"] == "verified on sm_90 (inference)"
+    other = record._replace(fingerprint="0" * 16)
+    monkeypatch.setattr(verification, "records", lambda: frozenset({other}))
+    assert registry.notes()["triton"] == "emulated, not yet run on hardware"
 
 
 def test_old_gpus_are_refused() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import DEVICE, SMALL, Convolution
+from problems import DEVICE, INTERPRETED, SMALL, Convolution
 from torch import Tensor
 
 from fastres import tuning
@@ -57,6 +57,7 @@ def test_a_tile_that_changes_the_result_is_an_error(monkeypatch: pytest.MonkeyPa
         tuning.choose(Problem("conv", 1, 1, 1, 1, 1), "float32", torch.device(DEVICE), run)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU nothing is missing")
 def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "ResNet18", "--batch", "1", "--size", "32", "--dtype", "bfloat16"]) == 1
     assert "interpreter does not compute in bfloat16" in capsys.readouterr().err
