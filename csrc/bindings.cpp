@@ -53,6 +53,11 @@ py::dict build_info() {
   return info;
 }
 
+template <class T = void>
+T* address(uintptr_t value) {
+  return reinterpret_cast<T*>(value);
+}
+
 // A pass on the CPU, of float64 or float32: `fill` sets what it takes beside its sizes.
 template <class Fill>
 void run_on_cpu(cpu::Pass pass, bool float64, int64_t rows, int64_t channels, int threads, const Fill& fill) {
@@ -86,6 +91,27 @@ void set_argument(cpu::BnAct<T>& of, const Addresses& argument) {
 }
 
 void bind_cpu(py::module_& m) {
+  m.def(
+      "cpu_vectors",
+      [](bool float64, int64_t channels, uintptr_t statistics, double values, uintptr_t gamma, uintptr_t beta,
+         double eps, uintptr_t vectors) {
+        const auto run = [&](auto* out) {
+          using T = std::remove_pointer_t<decltype(out)>;
+          cpu::bn_vectors<T>(channels, Address{statistics}, values, Address{gamma}, Address{beta}, eps, out);
+        };
+        float64 ? run(address<double>(vectors)) : run(address<float>(vectors));
+      },
+      "vectors, [4, channels]: mean, invstd, scale and shift of statistics; gamma and beta may be 0, for none.");
+  m.def(
+      "cpu_track",
+      [](bool float64, int64_t channels, uintptr_t statistics, double weight, uintptr_t mean, uintptr_t var) {
+        const auto run = [&](auto* of) {
+          using T = std::remove_pointer_t<decltype(of)>;
+          cpu::bn_track<T>(channels, Address{statistics}, weight, of, Address{var});
+        };
+        float64 ? run(address<double>(mean)) : run(address<float>(mean));
+      },
+      "Moves running means and variances towards those of statistics by weight of the way.");
   m.def(
       "cpu_max_pool",
       [](bool float64, int threads, const std::array<int64_t, 4>& shape, std::tuple<int64_t, int64_t> windows,
@@ -157,11 +183,6 @@ void bind_cpu(py::module_& m) {
 using Pair = std::tuple<int, int>;
 using Triple = std::tuple<int, int, int>;
 using Quad = std::tuple<int, int, int, int>;
-
-template <class T = void>
-T* address(uintptr_t value) {
-  return reinterpret_cast<T*>(value);
-}
 
 py::tuple triple(const Dim3& size) {
   return py::make_tuple(size.x, size.y, size.z);

@@ -157,7 +157,35 @@ void bn_act(Pass pass, const BnAct<T>& of) {
   if (pass == Pass::kSums) merge_sums(slabs, of.channels, partial.data(), of.result);
 }
 
+template <class T>
+void bn_vectors(int64_t channels, const T* statistics, double values, const T* gamma, const T* beta, double eps,
+                T* vectors) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const double mean = statistics[3 * c + 1], m2 = statistics[3 * c + 2];
+    const T invstd = static_cast<T>(1 / std::sqrt(m2 / values + eps));
+    const T scale = gamma ? gamma[c] * invstd : invstd;
+    vectors[c] = static_cast<T>(mean);
+    vectors[channels + c] = invstd;
+    vectors[2 * channels + c] = scale;
+    vectors[3 * channels + c] = static_cast<T>((beta ? beta[c] : 0) - mean * scale);
+  }
+}
+
+template <class T>
+void bn_track(int64_t channels, const T* statistics, double weight, T* mean, T* var) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const double count = statistics[3 * c], of_batch = statistics[3 * c + 2] / (count - 1);
+    mean[c] = static_cast<T>(mean[c] + weight * (static_cast<double>(statistics[3 * c + 1]) - mean[c]));
+    var[c] = static_cast<T>(var[c] + weight * (of_batch - var[c]));
+  }
+}
+
 template void bn_act(Pass, const BnAct<float>&);
 template void bn_act(Pass, const BnAct<double>&);
+
+template void bn_vectors(int64_t, const float*, double, const float*, const float*, double, float*);
+template void bn_vectors(int64_t, const double*, double, const double*, const double*, double, double*);
+template void bn_track(int64_t, const float*, double, float*, float*);
+template void bn_track(int64_t, const double*, double, double*, double*);
 
 }  // namespace fastres::cpu

@@ -33,4 +33,14 @@ struct BnAct {
 template <class T>
 void bn_act(Pass pass, const BnAct<T>& of);
 
+// vectors [4, channels]: mean, invstd, scale and shift, of statistics [channels, 3] over `values` values each; gamma
+// and beta may be null, for 1 and 0.
+template <class T>
+void bn_vectors(int64_t channels, const T* statistics, double values, const T* gamma, const T* beta, double eps,
+                T* vectors);
+
+// mean and var, [channels], moved towards those of `statistics` by `weight` of the way.
+template <class T>
+void bn_track(int64_t channels, const T* statistics, double weight, T* mean, T* var);
+
 }  // namespace fastres::cpu

@@ -35,6 +35,20 @@ class CpuSteps(AtenSteps):
         self._native.cpu_statistics(*_problem(y), y.data_ptr(), statistics.data_ptr())
         return y, statistics
 
+    def vectors(self, statistics: Tensor, values: int, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+        channels = len(statistics)
+        given = [t for t in (statistics, gamma, beta) if t is not None]
+        if not all(t.dtype in FULL and t.dtype == statistics.dtype and t.is_contiguous() for t in given):
+            return super().vectors(statistics, values, gamma, beta, eps)
+        if statistics.shape != (channels, 3) or any(t.shape != (channels,) for t in given[1:]):
+            raise ValueError(f"statistics, gamma, beta: expected [C, 3] and [C], got {[tuple(t.shape) for t in given]}")
+        vectors = statistics.new_empty((4, channels))
+        self._native.cpu_vectors(
+            statistics.dtype == torch.float64, channels, statistics.data_ptr(), values,
+            0 if gamma is None else gamma.data_ptr(), 0 if beta is None else beta.data_ptr(), eps, vectors.data_ptr(),
+        )  # fmt: skip
+        return vectors
+
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         if y.dtype not in FULL:
             return super().apply(y, affine, shortcut, relu)
@@ -163,6 +177,20 @@ class CpuSteps(AtenSteps):
             return super().wgrad(gradient, x, size, geometry, prologue)
         a = x if prologue is None else self._apply(workspace.like(x, "input"), x, prologue, None, True)
         return conv_backward(gradient, a, like(x, size), geometry, (False, True))[1]
+
+
+def track(mean: Tensor, var: Tensor, statistics: Tensor, weight: float) -> bool:
+    """Moves running statistics, [C], towards a batch's, [C, 3], as BatchNorm does; or False: not by native code."""
+    module = native.load()
+    if module is None or mean.device.type != "cpu" or mean.dtype not in FULL:
+        return False
+    for t in (mean, var, statistics):
+        if t.dtype != mean.dtype or not t.is_contiguous() or len(t) != len(mean):
+            return False
+    address, *others = statistics.data_ptr(), mean.data_ptr(), var.data_ptr()
+    module.cpu_track(mean.dtype == torch.float64, len(mean), address, weight, *others)
+    torch.autograd.graph.increment_version((mean, var))
+    return True
 
 
 def _problem(y: Tensor) -> tuple[bool, int, int, int]:

@@ -112,6 +112,11 @@ class Steps:
                 kept.copy_(torch.lerp(kept.to(new), new, running.momentum))
         return Moments(mean, invstd, scale, values), Affine(scale, shift)
 
+    def vectors(self, statistics: Tensor, values: int, gamma: Tensor | None, beta: Tensor | None, eps: float) -> Tensor:
+        """[4, C]: `finalize`'s mean, invstd, scale and shift."""
+        moments, affine = self.finalize(statistics, values, gamma, beta, eps)
+        return torch.stack([moments.mean, moments.invstd, *affine])
+
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         """act(y * scale + shift [+ shortcut]), like y."""
         raise NotImplementedError

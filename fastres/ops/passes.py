@@ -76,8 +76,7 @@ def _layer(steps: Steps, layer: ConvBN, norm: Norm, x: Tensor, prologue: Affine 
         statistics = merged(statistics, group)
         # As if this process had all the deviations: m2 / values is the variance, and the host need not know the count.
         local = torch.stack([*statistics.unbind(1)[:2], statistics[:, 2] * (values / statistics[:, 0])], 1)
-    moments, affine = steps.finalize(local, values, layer.gamma, layer.beta, layer.eps)
-    return Kept(y, torch.stack([moments.mean, moments.invstd, *affine]).detach(), statistics)
+    return Kept(y, steps.vectors(local, values, layer.gamma, layer.beta, layer.eps).detach(), statistics)
 
 
 def _values(x: Tensor, layer: ConvBN) -> int:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..backends import cpu_steps
 from .library import LIBRARY
 
 
@@ -39,6 +40,8 @@ def _track(
     for mean, var, count, batch, momentum in zip(means, variances, steps, statistics, momenta, strict=True):
         count.add_(1)
         weight = 1 / float(count) if momentum < 0 else momentum
+        if cpu_steps.track(mean, var, batch, weight):
+            continue
         values, batch_mean, m2 = batch.unbind(1)
         mean.copy_(torch.lerp(mean.to(batch), batch_mean, weight))
         var.copy_(torch.lerp(var.to(batch), m2 / (values - 1), weight))

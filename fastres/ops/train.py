@@ -127,8 +127,11 @@ def _backward(
 
 def _like(dw: Tensor, weight: Tensor) -> Tensor:
     """`dw` in the weight's dtype and layout, in which its gradients are accumulated."""
-    if dw.dtype == weight.dtype and dw.stride() == weight.stride():
-        return dw
+    if dw.dtype == weight.dtype:
+        if dw.stride() == weight.stride():
+            return dw
+        if all(t.is_contiguous(memory_format=torch.channels_last) for t in (dw, weight)):
+            return dw.as_strided(weight.shape, weight.stride())  # they differ where a dimension has one element
     return torch.empty_like(weight).copy_(dw)
 
 
