@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from passes import Layer, Norm, affine, nhwc
 from torch import Tensor
 
-from fastres.backends.cpu_steps import CpuSteps
+import fastres
+from fastres import native
+from fastres.backends.cpu_steps import CpuSteps, track
 from fastres.backends.reference_steps import ReferenceSteps
 from fastres.backends.steps import Geometry, Moments, Pool, Relu, Shortcut
 
@@ -170,6 +172,37 @@ def test_variances_far_from_zero(steps: CpuSteps) -> None:
     var, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
     torch.testing.assert_close(statistics[:, 1].double(), mean, rtol=1e-7, atol=0)
     torch.testing.assert_close(statistics[:, 2].double() / 6400, var, rtol=1e-6, atol=0)
+
+
+@every_float
+@pytest.mark.parametrize("scaled", [False, True])
+def test_vectors_and_running_statistics(steps: CpuSteps, scaled: bool, dtype: torch.dtype) -> None:
+    y = torch.randn(4, 13, 3, 3).mul(3).add(torch.randn(13, 1, 1) * 10).to(dtype)
+    gamma, beta = (v.to(dtype) for v in affine(13)) if scaled else (None, None)
+    _, statistics = steps.conv(nhwc(y), torch.ones(13, 1, 1, 1, dtype=dtype), Geometry(groups=13))
+    mean, invstd, scale, shift = steps.vectors(statistics, 36, gamma, beta, 1e-3)
+    running = torch.randn(13, dtype=dtype), torch.rand(13, dtype=dtype)
+    expected = [t.clone() for t in running]
+    out = F.batch_norm(y, *expected, gamma, beta, True, 0.3, 1e-3)
+    torch.testing.assert_close(y * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), out)
+    var64, mean64 = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, mean64.to(dtype))
+    torch.testing.assert_close(invstd, (var64 + 1e-3).rsqrt().to(dtype))
+    version = running[0]._version
+    assert track(*running, statistics, 0.3)
+    assert running[0]._version == version + 1
+    torch.testing.assert_close(running, tuple(expected))
+    assert not track(*(t.half() for t in running), statistics, 0.3)
+
+
+def test_without_the_native_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "the native module fastres._C was not built"
+    monkeypatch.setattr(native, "load", lambda: None)
+    monkeypatch.setattr(native, "why_missing", lambda: why)
+    model = fastres.ResNet18(num_classes=3).train()
+    assert {(layer.backend, layer.reason) for layer in fastres.explain(model, torch.randn(2, 3, 32, 32)).layers} == {
+        ("aten", f"native: {why}")
+    }
 
 
 def test_views(steps: CpuSteps) -> None:
