@@ -91,8 +91,8 @@ struct Affine {
 
 // Calls use(tap, chunk of x) for each tap of the window of (p, q), in row-major order. A tap outside the image is the
 // nearest one inside, which is of the window too (padding is at most half of it): that changes no maximum, nor which
-// is first or last, and leaves no branch between the loads, so that those of a 3x3 window (kKernel) may all be under way
-// before the first is used, as far as there are registers.
+// is first or last, and leaves no branch between the loads, so that those of a 3x3 window (kKernel) may all be under
+// way before the first is used, as far as there are registers.
 template <class T, int kKernel, class Use>
 __device__ __forceinline__ void for_taps(const BnPoolParams& params, int64_t image, int p, int q, int channel,
                                          Use use) {
