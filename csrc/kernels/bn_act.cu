@@ -179,7 +179,7 @@ template <class T>
 __device__ void apply(const BnActParams& params) {
   const Share<T> share(params);
   const Argument<T> argument(params, share);
-  share.template for_rows<4>(params, false, [&](int64_t at, const Row<T>& row) {
+  share.template for_rows<3>(params, false, [&](int64_t at, const Row<T>& row) {
     float y[Share<T>::kVector];
 #pragma unroll
     for (int i = 0; i < Share<T>::kVector; ++i) {

@@ -190,7 +190,7 @@ struct Window {
   Chunk<T> gradient;
   Taps<T> taps;
 
-  __device__ Window() = default;
+  Window() = default;
   // By the nearest window that is there: no branch between loads.
   __device__ Window(const BnPoolParams& params, int n, int p, int q, int channel) {
     const int row = min(max(p, 0), params.p - 1), column = min(max(q, 0), params.q - 1);
