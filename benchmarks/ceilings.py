@@ -11,4 +11,4 @@ from fastres.measure import results, roofline
 
 if __name__ == "__main__":
     found = {results.dtype_name(dtype): roofline.ceilings(DEVICE, dtype) for dtype in DTYPES}
-    results.save(results.record("ceilings", [], found, {}), Path(sys.argv[1]))
+    results.save(results.record("ceilings", [], found, {"device": str(DEVICE)}), Path(sys.argv[1]))

@@ -1,5 +1,7 @@
 """Makes docs/performance.md and its plots of the records under benchmarks/results/, and of nothing else.
 
+What a record cannot say of itself, such as the sources that were measured, is in a file of its name in .md.
+
 python benchmarks/pages.py          writes them
 python benchmarks/pages.py --check  says what differs, and exits with 1 if anything does
 """
@@ -41,8 +43,8 @@ worse times than the contender.
 _NO_GPU = """\
 ## GPUs
 
-**There is no result of a GPU here.** fastres's GPU kernels are emulated, not yet run on hardware, so nothing on this
-page speaks of their speed. `benchmarks/run_gpu.sh all` on a GPU leaves the records that this page would show.
+**There is no result of a GPU here**, so nothing on this page speaks of the speed of fastres's \
+GPU kernels. `benchmarks/run_gpu.sh all` on a GPU leaves the records that this page would show.
 """
 
 
@@ -86,6 +88,8 @@ def _device(found: Sequence[tuple[Path, Record]], files: dict[Path, str]) -> Ite
         stem = "-".join(place.with_suffix("").parts)
         yield f"### {_title(record)}\n"
         yield f"{_lines(results.heading(record))}\nRecord: `benchmarks/results/{place.as_posix()}`\n"
+        if (note := path.with_suffix(".md")).is_file():
+            yield note.read_text(encoding="utf-8")
         if record["kind"] == PROFILE:
             yield from _profile(record, stem, files)
         elif record["rows"]:

@@ -34,6 +34,7 @@ py::dict build_info() {
   append_stem_names(kernels);
   append_bn_act_names(kernels);
   append_bn_merge_names(kernels);
+  append_bn_pool_names(kernels);
 #else
   info["cuda"] = py::none();
 #endif
@@ -197,7 +198,7 @@ void bind_stem(py::module_& m) {
       "stem_plan",
       [](DType dtype, bool uint8_input, uintptr_t x, Quad shape, std::array<int64_t, 4> strides, uintptr_t weight,
          uintptr_t bias, uintptr_t y, Pair conv, Pair pooled, int filters, std::array<float, 4> scale,
-         std::array<float, 4> shift) {
+         std::array<float, 4> shift, int sms) {
         StemParams params{};
         params.x = address(x), params.weight = address(weight), params.bias = address<float>(bias);
         params.y = address(y);
@@ -209,11 +210,11 @@ void bind_stem(py::module_& m) {
         params.k = filters;
         std::copy(scale.begin(), scale.end(), params.scale);
         std::copy(shift.begin(), shift.end(), params.shift);
-        return plan_stem(dtype, uint8_input, params);
+        return plan_stem(dtype, uint8_input, params, sms);
       },
       py::arg("dtype"), py::arg("uint8_input"), py::arg("x"), py::arg("shape"), py::arg("strides"), py::arg("weight"),
       py::arg("bias"), py::arg("y"), py::arg("conv"), py::arg("pooled"), py::arg("filters"), py::arg("scale"),
-      py::arg("shift"),
+      py::arg("shift"), py::arg("sms"),
       "The launch of max_pool(relu(conv7x7/2(x * scale + shift) + bias)); shape and strides are NCHW.");
 }
 
@@ -269,6 +270,32 @@ void bind_bn_act(py::module_& m) {
       "The launch that makes mean, invstd, scale and shift, [4, channels], of statistics; updates the running ones.");
 }
 
+void bind_bn_pool(py::module_& m) {
+  py::enum_<BnPoolPass>(m, "BnPoolPass")
+      .value("pool", BnPoolPass::kPool)
+      .value("taps", BnPoolPass::kTaps)
+      .value("gather", BnPoolPass::kGather);
+  m.def(
+      "bn_pool_plan",
+      [](DType dtype, BnPoolPass pass, Quad shape, Pair pooled, Triple window, bool relu, uintptr_t x, uintptr_t scale,
+         uintptr_t shift, uintptr_t gradient, uintptr_t taps, uintptr_t y) {
+        BnPoolParams params{};
+        std::tie(params.n, params.c, params.h, params.w) = shape;
+        std::tie(params.p, params.q) = pooled;
+        std::tie(params.kernel, params.stride, params.padding) = window;
+        params.relu = relu;
+        params.x = address(x), params.gradient = address(gradient);
+        params.scale = address<float>(scale), params.shift = address<float>(shift);
+        params.taps = address(taps), params.y = address(y);
+        return plan_bn_pool(dtype, pass, params);
+      },
+      py::arg("dtype"), py::arg("pass_"), py::arg("shape"), py::arg("pooled"), py::arg("window"), py::kw_only(),
+      py::arg("relu") = false, py::arg("x") = 0, py::arg("scale") = 0, py::arg("shift") = 0, py::arg("gradient") = 0,
+      py::arg("taps") = 0, py::arg("y") = 0,
+      "The launch of one pass; shape is NCHW, window (kernel, stride, padding). ValueError for what would corrupt "
+      "memory.");
+}
+
 #endif  // FASTRES_CUDA
 
 }  // namespace
@@ -286,5 +313,6 @@ PYBIND11_MODULE(_C, m) {
   bind_conv(m);
   bind_stem(m);
   bind_bn_act(m);
+  bind_bn_pool(m);
 #endif
 }

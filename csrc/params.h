@@ -122,9 +122,11 @@ struct StemParams {
   int32_t n, h, w, c, k;
   int32_t p, q;                // of the convolution
   int32_t pooled_p, pooled_q;  // of the pool
+  int32_t tiles;               // the plan's own
 };
 
-Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params);
+// `sms`: multiprocessors of the GPU, by which the tiles are shared out.
+Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params, int sms);
 void append_stem_names(std::vector<KernelName>& names);
 
 // --- BatchNorm, ReLU, residual --------------------------------------------------------------------------------------
@@ -175,5 +177,26 @@ struct BnFinalizeParams {
 Plan plan_bn_merge(BnActPass pass, const BnMergeParams& params);
 Plan plan_bn_finalize(const BnFinalizeParams& params);
 void append_bn_merge_names(std::vector<KernelName>& names);
+
+// --- BatchNorm, ReLU, max pool --------------------------------------------------------------------------------------
+
+enum class BnPoolPass : int32_t { kPool, kTaps, kGather };
+
+// The operands of every pass; one that a pass does not name is null. Addresses are multiples of 16 bytes, that of taps
+// as many bytes as 16 bytes have elements.
+struct BnPoolParams {
+  int32_t n, h, w, c, p, q;         // x is [N, H, W, C], pooled [N, P, Q, C]; C a multiple of 16 bytes
+  int32_t kernel, stride, padding;  // of the square window; kernel at most 15
+  int32_t relu;                     // pool, taps
+  const void* x;                    // pool, taps: BatchNorm's input
+  const float *scale, *shift;       // [C]: pool, taps
+  const void* gradient;             // gather: of what is pooled
+  void* taps;                       // bytes, like pooled: taps writes, gather reads
+  void* y;                          // pool: the result, pooled; gather: the gradient of the activation, like x
+  int32_t lanes;                    // the plan's own
+};
+
+Plan plan_bn_pool(DType dtype, BnPoolPass pass, const BnPoolParams& params);
+void append_bn_pool_names(std::vector<KernelName>& names);
 
 }  // namespace fastres

@@ -223,13 +223,19 @@ class Posed:
         check(result[-n:], self._expected[last], self._baseline[last.to(self._baseline.device)])
 
 
-def verify(backend: str, device: torch.device, outcomes: Sequence[Outcome]) -> verification.Record | None:
-    """The record that `outcomes`, those of every case, amount to; None unless they verify kernels of ours on a GPU."""
+def verify(backend: str, device: torch.device, outcomes: Sequence[Outcome]) -> list[verification.Record]:
+    """The records that `outcomes`, those of every case, amount to: of inference and of training, each where all of its
+    cases passed, kernels of ours on a GPU.
+    """
     fingerprint = registry.get(backend).fingerprint()
-    statuses = {outcome.status for outcome in outcomes}
-    if fingerprint is None or device.type != "cuda" or FAILED in statuses or PASSED not in statuses:
-        return None
-    return verification.Record(backend, verification.architecture(device), fingerprint)
+    if fingerprint is None or device.type != "cuda":
+        return []
+    records = []
+    for work in (verification.INFERENCE, verification.TRAINING):
+        statuses = {outcome.status for outcome in outcomes if outcome.case.trains == (work == verification.TRAINING)}
+        if PASSED in statuses and FAILED not in statuses:
+            records.append(verification.Record(backend, verification.architecture(device), fingerprint, work))
+    return records
 
 
 def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:

@@ -317,7 +317,9 @@ def test_the_fastest_does_not_run_unverified(fakes: None) -> None:
     registry._registered["fast"].fingerprint = lambda: "v2"  # type: ignore[method-assign]
     backend, reason = operators(ours)["stem"]
     assert backend == "onednn"
-    assert "fast: its kernels are not verified on cpu: `fastres selftest --backend fast` does it" in reason
+    assert (
+        "fast: its kernels are not verified for inference on cpu: `fastres selftest --backend fast` does it" in reason
+    )
 
 
 def test_a_winner_that_is_gone_is_passed_over(fakes: None) -> None:

@@ -215,7 +215,7 @@ def test_info_tells_where_our_kernels_are_verified(main: Run, monkeypatch: pytes
         fingerprint = registry.find("triton").fingerprint()
         for arch, source in (("sm_90", fingerprint), ("sm_80", fingerprint), ("sm_100", "of other sources")):
             verification.add(verification.Record("triton", arch, str(source)))
-        assert _line(main("info")[1], "backend triton").endswith("; verified on sm_80, sm_90")
+        assert _line(main("info")[1], "backend triton").endswith("; verified on sm_80, sm_90 (inference)")
         facts = json.loads(main("info", "--json")[1])["backends"]
     finally:
         monkeypatch.undo()

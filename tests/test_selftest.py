@@ -102,15 +102,17 @@ class OverwritesWhatItReads(Ours):
 @pytest.mark.parametrize("wrong", [OverwritesWhatItReads, DropsResidual, LosesNaN, LeavesACorner, Rounds, Breaks])
 def test_a_wrong_backend_fails(ours: Ours, monkeypatch: pytest.MonkeyPatch, wrong: type[Ours]) -> None:
     monkeypatch.setitem(registry._registered, "ours", wrong())
+    monkeypatch.setattr(verification, "architecture", lambda device: "sm_90")
     outcomes = [selftest.run(case, "ours", CPU) for case in selftest.cases([torch.float32])]
     assert any(o.status == selftest.FAILED for o in outcomes)
-    assert selftest.verify("ours", torch.device("cuda"), outcomes) is None
+    works = [record.work for record in selftest.verify("ours", torch.device("cuda"), outcomes)]
+    assert verification.INFERENCE not in works
 
 
 def test_auto_waits_for_a_record(ours: Ours) -> None:
     backend, reason = chosen()
     assert backend == "onednn"
-    assert "ours: its kernels are not verified on cpu" in reason
+    assert "ours: its kernels are not verified for inference on cpu" in reason
     verification.add(verification.Record("ours", "cpu", "v1"))
     assert chosen()[0] == "ours"
     ours.sources = "v2"
@@ -159,9 +161,11 @@ def test_auto_trains_by_what_is_verified(ours: Ours, monkeypatch: pytest.MonkeyP
             model(torch.randn(2, 16, 8, 8, dtype=dtype))
         return {(choice.backend, choice.reason.rpartition("; ")[2]) for choice in choices}
 
-    why = "ours: its kernels are not verified on cpu: `fastres selftest --backend ours` does it"
+    why = "ours: its kernels are not verified for training on cpu: `fastres selftest --backend ours` does it"
     assert trained_by(torch.float32) == {("plain", why)}
-    verification.add(verification.Record("ours", "cpu", "v1"))
+    verification.add(verification.Record("ours", "cpu", "v1"))  # of inference
+    assert trained_by(torch.float32) == {("plain", why)}
+    verification.add(verification.Record("ours", "cpu", "v1", verification.TRAINING))
     missing = f"triton: {registry.backends()['triton']}"
     assert trained_by(torch.float32) == {("ours", missing)}
     monkeypatch.setattr(Ours, "unsupported", lambda self, x, layer: f"does not run {x.dtype}")
@@ -226,7 +230,21 @@ def test_a_name_needs_no_record(ours: Ours) -> None:
 
 def test_a_cpu_verifies_nothing(ours: Ours) -> None:
     outcomes = [selftest.run(case, "ours", CPU) for case in list(selftest.cases([torch.float32]))[:3]]
-    assert selftest.verify("ours", CPU, outcomes) is None
+    assert selftest.verify("ours", CPU, outcomes) == []
+
+
+def test_inference_and_training_are_verified_each_for_itself(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "architecture", lambda device: "sm_90")
+    every = [selftest.Outcome(case, selftest.PASSED, "") for case in selftest.cases([torch.float32])]
+
+    def verified(outcomes: list[selftest.Outcome]) -> list[str]:
+        return [record.work for record in selftest.verify("ours", torch.device("cuda"), outcomes)]
+
+    assert verified(every) == ["inference", "training"]
+    for failing, left in ((True, ["inference"]), (False, ["training"])):
+        at = next(i for i, outcome in enumerate(every) if outcome.case.trains == failing)
+        broken = replace(every[at], status=selftest.FAILED)
+        assert verified([*every[:at], broken, *every[at + 1 :]]) == left
 
 
 def test_records_accumulate(ours: Ours) -> None:

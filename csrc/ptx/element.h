@@ -54,6 +54,11 @@ struct Tf32 {
   static __device__ __forceinline__ void round_operand(uint32_t& bits) {
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(__uint_as_float(bits)));
   }
+  static __device__ __forceinline__ uint32_t max(uint32_t a, uint32_t b) {  // NaN if either is
+    uint32_t most;
+    asm("max.NaN.f32 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+    return most;
+  }
 };
 
 // 16 bytes of elements: what one lane moves at a time.

@@ -57,7 +57,7 @@ def finalize(
         if not kept.is_contiguous():
             raise ValueError(f"running: expected contiguous vectors, got one of strides {kept.stride()}")
     given = {"gamma": gamma, "beta": beta, "running_mean": mean, "running_var": var}
-    vectors = {name: _vector(name, v, channels, statistics.device) for name, v in given.items() if v is not None}
+    vectors = {name: vector_of(name, v, channels, statistics.device) for name, v in given.items() if v is not None}
     addresses = {name: v.data_ptr() for name, v in {**vectors, "statistics": statistics, "vectors": result}.items()}
     plan = native.require().bn_finalize_plan(channels, values, eps, momentum, **addresses)
     return Work([plan], [statistics, *vectors.values()], [], result)
@@ -166,7 +166,7 @@ def _work(
             if tensor.shape != y.shape:
                 raise ValueError(f"{said}: expected {tuple(y.shape)}, that of y, got {tuple(tensor.shape)}")
     given = {
-        name: _vector(_SAID.get(name, name), vector, channels, y.device)
+        name: vector_of(_SAID.get(name, name), vector, channels, y.device)
         for name, vector in vectors.items()
         if vector is not None
     }
@@ -182,7 +182,8 @@ def _work(
     return Work(plans, reads, scratch, result)
 
 
-def _vector(name: str, vector: Tensor, channels: int, device: torch.device) -> Tensor:
+def vector_of(name: str, vector: Tensor, channels: int, device: torch.device) -> Tensor:
+    """`vector`, contiguous; ValueError, by `name`, for one that does not belong to `channels` on `device`."""
     if vector.shape != (channels,) or vector.dtype != torch.float32 or vector.device != device:
         got = f"{vector.dtype} {tuple(vector.shape)} on {vector.device}"
         raise ValueError(f"{name}: expected float32 [{channels}] on {device}, got {got}")

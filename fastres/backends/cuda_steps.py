@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import bn_plans, plans
+from . import bn_plans, plans, pool_plans
 from .reference_steps import conv_backward, like
-from .steps import Affine, Geometry, Moments, Relu, Running, Shortcut, Steps
+from .steps import Affine, Geometry, Moments, Pool, Relu, Running, Shortcut, Steps
 
 _IMAGE = 3  # channels, which are given a fourth of zeros: the kernel copies a pixel's 8 bytes at a time, not 2
 
@@ -75,6 +75,20 @@ class CudaSteps(Steps):
 
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         return self._backend.run(bn_plans.apply(y, affine, shortcut, relu))
+
+    def apply_pool(self, y: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool) -> Tensor:
+        """One launch; `apply` and the library's pool after a shortcut, and where not `pool_plans.runnable`."""
+        if shortcut is not None or not pool_plans.runnable(y, affine, pool):
+            return super().apply_pool(y, affine, shortcut, relu, pool)
+        return self._backend.run(pool_plans.apply(y, affine, relu, pool))
+
+    def pool_backward(
+        self, y: Tensor, gradient: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool
+    ) -> Tensor:
+        """Two launches, which find the maxima and gather their gradients; else as `apply_pool`, by the library's."""
+        if shortcut is not None or not pool_plans.runnable(y, affine, pool, gradient):
+            return super().pool_backward(y, gradient, affine, shortcut, relu, pool)
+        return self._backend.run(pool_plans.backward(y, gradient, affine, relu, pool))
 
     def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
         return self._backend.run(bn_plans.gradient_sums(y, gradient, mean, relu))

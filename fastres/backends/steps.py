@@ -14,7 +14,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+Pool = tuple[int, int, int]
+"""A max pool's kernel, stride and padding, square; dilation 1, sizes rounded down."""
 
 
 class Geometry(NamedTuple):
@@ -111,6 +115,24 @@ class Steps:
     def apply(self, y: Tensor, affine: Affine, shortcut: Shortcut | None = None, relu: bool = True) -> Tensor:
         """act(y * scale + shift [+ shortcut]), like y."""
         raise NotImplementedError
+
+    def apply_pool(self, y: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool) -> Tensor:
+        """max_pool of what `apply` gives, as rounded to y's dtype; NaN where a window has one."""
+        return F.max_pool2d(self.apply(y, affine, shortcut, relu), *pool)
+
+    def pool_backward(
+        self, y: Tensor, gradient: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool
+    ) -> Tensor:
+        """The gradient of what `apply` gives, like y, from that of what `apply_pool` gives.
+
+        A window's goes to its first maximum in row-major order, or its last NaN, as PyTorch's.
+        """
+        out = self.apply(y, affine, shortcut, relu)
+        kernel, stride, padding = ([size, size] for size in pool)
+        _, indices = F.max_pool2d_with_indices(out, kernel, stride, padding)
+        return torch.ops.aten.max_pool2d_with_indices_backward.default(
+            gradient, out, kernel, stride, padding, [1, 1], False, indices
+        ).contiguous(memory_format=torch.channels_last)
 
     def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
         """[C, 2]: the sums of g and of g * (y - mean), g being `gradient` where `relu` passes it, else 0."""

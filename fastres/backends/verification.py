@@ -21,15 +21,20 @@ from .. import cache
 _FILE = "verified.json"
 UNVERIFIED = "emulated, not yet run on hardware"  # said of our kernels, as they are, until a GPU has run them
 
+INFERENCE, TRAINING = "inference", "training"
+
 changes = 0  # moves when a record is added
 
 
 class Record(NamedTuple):
-    """One verification: the backend, the architecture ("sm_90"), and the fingerprint of the kernels' sources."""
+    """One verification: the backend, the architecture ("sm_90"), the fingerprint of the kernels' sources, and for what
+    work they are verified, INFERENCE or TRAINING.
+    """
 
     backend: str
     architecture: str
     fingerprint: str
+    work: str = INFERENCE
 
 
 def architecture(device: torch.device) -> str:
@@ -40,23 +45,24 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def architectures(backend: str, fingerprint: str) -> list[str]:
+def architectures(backend: str, fingerprint: str, work: str = INFERENCE) -> list[str]:
     """Where kernels of this fingerprint are verified."""
-    return sorted(r.architecture for r in records() if (r.backend, r.fingerprint) == (backend, fingerprint))
+    return sorted(arch for name, arch, source, of in records() if (name, source, of) == (backend, fingerprint, work))
 
 
 def standing(backend: str, fingerprint: str) -> str:
     """What is known of kernels of this fingerprint, for people."""
-    found = architectures(backend, fingerprint)
-    return f"verified on {', '.join(found)}" if found else UNVERIFIED
+    found = [(work, architectures(backend, fingerprint, work)) for work in (INFERENCE, TRAINING)]
+    known = [f"{', '.join(where)} ({work})" for work, where in found if where]
+    return f"verified on {', '.join(known)}" if known else UNVERIFIED
 
 
-def obstacle(backend: str, fingerprint: str, device: torch.device) -> str | None:
+def obstacle(backend: str, fingerprint: str, device: torch.device, work: str = INFERENCE) -> str | None:
     """Why `auto` may not run kernels of this fingerprint on `device`, or None where they are verified there."""
     here = architecture(device)
-    if Record(backend, here, fingerprint) in records():
+    if Record(backend, here, fingerprint, work) in records():
         return None
-    return f"its kernels are not verified on {here}: `fastres selftest --backend {backend}` does it"
+    return f"its kernels are not verified for {work} on {here}: `fastres selftest --backend {backend}` does it"
 
 
 @functools.cache

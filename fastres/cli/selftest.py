@@ -67,10 +67,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name} on {target}: " + ", ".join(f"{n} {status}" for status, n in sorted(counts.items())))
         for reason, n in Counter(o.detail for o in outcomes if o.status == selftest.DECLINED).items():
             print(f"  {n} declined: {reason}")
-        record = None if args.dtype or args.match else selftest.verify(name, target, outcomes)
-        if record is not None:
+        for record in [] if args.dtype or args.match else selftest.verify(name, target, outcomes):
             try:
-                print(f"  verified on {record.architecture}: recorded in {verification.add(record)}")
+                path = verification.add(record)
+                print(f"  verified for {record.work} on {record.architecture}: recorded in {path}")
             except OSError as error:
                 raise CommandError(f"cannot record the verification: {error}") from error
     return 1 if failed else 0

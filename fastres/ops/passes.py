@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends.steps import Affine, Geometry, Moments, Relu, Shortcut, Steps
@@ -54,8 +53,8 @@ def forward(steps: Steps, block: TrainBlock, x: Tensor, other: Tensor | None, gr
         shortcut = Shortcut(kept[-1].y, kept[-1].affine)
     if shortcut is not None and shortcut.x.shape != last.y.shape:
         raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
-    out = steps.apply(last.y, last.affine, shortcut, block.relu)
-    return F.max_pool2d(out, *block.pool) if block.pool[0] else out, kept
+    end = last.y, last.affine, shortcut, block.relu
+    return steps.apply_pool(*end, block.pool) if block.pool[0] else steps.apply(*end), kept
 
 
 def _layer(steps: Steps, layer: ConvBN, norm: Norm, x: Tensor, prologue: Affine | None, group: str) -> Kept:
@@ -124,7 +123,10 @@ def backward(
     relu = Relu(last.affine, shortcut) if block.relu else None
     owned = False
     if block.pool[0]:
-        gradient, owned = _pool_backward(steps, block, gradient, last, shortcut), True
+        if shortcut is not None and shortcut.x.shape != last.y.shape:
+            raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
+        gradient = steps.pool_backward(last.y, gradient, last.affine, shortcut, block.relu, block.pool)
+        owned = True
 
     def through_norm(i: int, g: Tensor, relu: Relu | None, overwrite: bool, keep: bool = False) -> list[Tensor | None]:
         y, (mean, invstd, scale, _), statistics = kept[i]
@@ -182,16 +184,3 @@ def _reduction(norm: Norm, statistics: Tensor | None, values: int, group: str) -
     assert statistics is not None
     share = values / statistics[:, :1]
     return lambda sums: summed(sums, group) * share
-
-
-def _pool_backward(steps: Steps, block: TrainBlock, gradient: Tensor, last: Kept, shortcut: Shortcut | None) -> Tensor:
-    kernel, stride, padding = ([size, size] for size in block.pool)
-    if shortcut is not None and shortcut.x.shape != last.y.shape:
-        raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
-    out = steps.apply(last.y, last.affine, shortcut, block.relu)
-    _, indices = F.max_pool2d_with_indices(out, kernel, stride, padding)
-    return nhwc(
-        torch.ops.aten.max_pool2d_with_indices_backward.default(
-            gradient, out, kernel, stride, padding, [1, 1], False, indices
-        )
-    )

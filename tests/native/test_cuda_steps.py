@@ -7,14 +7,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from passes import Layer, Norm, check_finalize
+from passes import Layer, Norm, affine, check_finalize, nhwc
 
 from fastres.backends import plans
 from fastres.backends.cuda import Cuda
 from fastres.backends.cuda_steps import CudaSteps, transposed
 from fastres.backends.emulator import Emulator
 from fastres.backends.plans import HOPPER
-from fastres.backends.steps import Affine, Geometry
+from fastres.backends.steps import Affine, Geometry, Shortcut, Steps
 
 HALVES = (torch.bfloat16, torch.float16)
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -97,6 +97,32 @@ def test_wgrad(steps: CudaSteps, layer: Layer) -> None:
 )
 def test_norm(steps: CudaSteps, norm: Norm, dtype: torch.dtype) -> None:
     norm.check(steps, dtype)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shortcut", "launched"),
+    [
+        (16, False, ["bn_pool_bf16_3x3s2", "bn_pool_taps_bf16_3x3s2", "bn_pool_gather_bf16_3x3s2"]),
+        (12, False, ["bn_apply_bf16"] * 2),
+        (16, True, ["bn_apply_bf16"] * 2),
+    ],
+    ids=["kernels", "odd channels", "shortcut"],
+)
+def test_pool(channels: int, shortcut: bool, launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernels do not fit, the passes that every backend has; the same bits."""
+    emulator = Emulator()
+    symbols: list[str] = []
+    run = emulator.run
+    monkeypatch.setattr(emulator, "run", lambda work: symbols.extend(p.symbol for p in work.plans) or run(work))
+    steps = CudaSteps(emulator)
+    y, other = (nhwc(torch.randn(2, channels, 7, 6).bfloat16()) for _ in range(2))
+    given = affine(channels), Shortcut(other) if shortcut else None, True, (3, 2, 1)
+    gradient = nhwc(torch.ones(2, channels, 4, 3).bfloat16())  # sums of up to four are exact
+    pooled, back = steps.apply_pool(y, *given), steps.pool_backward(y, gradient, *given)
+    assert symbols == launched
+    assert torch.equal(pooled, Steps.apply_pool(steps, y, *given))
+    assert torch.equal(back, Steps.pool_backward(steps, y, gradient, *given))
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (pooled, back))
 
 
 @pytest.mark.parametrize("running", [None, torch.float32, torch.bfloat16])

@@ -11,7 +11,7 @@ from steps import step
 from torch import nn
 
 import fastres
-from fastres import selftest
+from fastres import fused, selftest
 from fastres.backends import ranking, registry
 from fastres.measure import parity
 
@@ -88,6 +88,43 @@ def test_a_training_step_of_a_block(name: str, layer: str, dtype: torch.dtype) -
         with fastres.use_backend(backend):
             found[backend] = step(model, x)
             assert {layer.backend for layer in fastres.explain(model, x).layers} == {backend}
+    for key, right in exact.items():
+        parity.check(found["emulator"][key].to(dtype), right.double(), found["reference"][key].to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_training_step_of_the_stem(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its max pool, forward and backward, in kernels of its own; baseline as above."""
+
+    class Stem(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+            self.relu, self.pool = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+            self.ours = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.ours:
+                return fused.stem(x, self.conv, self.bn, self.relu, self.pool)
+            return self.pool(self.relu(self.bn(self.conv(x))))
+
+    theirs = Stem()
+    _randomise(theirs)
+    ours, theirs.ours = copy.deepcopy(theirs), False
+    x = torch.randn(2, 3, 19, 22).to(dtype).contiguous(memory_format=torch.channels_last)
+    exact = step(theirs.double(), x.double())
+    launched: list[str] = []
+    emulator = registry.get("emulator")
+    run = emulator.run
+    monkeypatch.setattr(emulator, "run", lambda work: launched.extend(p.symbol for p in work.plans) or run(work))
+    found = {}
+    for backend in ("emulator", "reference"):
+        with fastres.use_backend(backend):
+            found[backend] = step(copy.deepcopy(ours).to(dtype), x)
+    kind = "bf16" if dtype == torch.bfloat16 else "fp16"
+    pooling = [symbol for symbol in launched if symbol.startswith("bn_pool")]
+    assert pooling == [f"bn_pool_{pass_}{kind}_3x3s2" for pass_ in ("", "taps_", "gather_")]
+    assert not any(symbol.startswith("bn_apply") for symbol in launched)
     for key, right in exact.items():
         parity.check(found["emulator"][key].to(dtype), right.double(), found["reference"][key].to(dtype))
 

@@ -53,7 +53,7 @@ def test_what_a_user_should_know(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(fingerprint) == 16
     record = verification.Record("triton", "sm_90", fingerprint)
     monkeypatch.setattr(verification, "records", lambda: frozenset({record}))
-    assert registry.notes()["triton"] == "verified on sm_90"
+    assert registry.notes()["triton"] == "verified on sm_90 (inference)"
     other = record._replace(fingerprint="0" * 16)
     monkeypatch.setattr(verification, "records", lambda: frozenset({other}))
     assert registry.notes()["triton"] == "emulated, not yet run on hardware"
