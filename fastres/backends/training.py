@@ -28,10 +28,12 @@ def obstacle(device: torch.device, model_backend: str) -> str | None:
         return "asked for by name"
     if name != AUTO:
         return None if registry.get(name).steps() is not None else f"backend {name!r} does not train"
-    reasons = {name: _unverified(name, device) for name in ORDER.get(device.type, ())}
-    if None in reasons.values():
-        return None
-    return "; ".join(f"{name}: {why}" for name, why in reasons.items()) or f"fastres does not train on {device.type}"
+    reasons = []
+    for name in ORDER.get(device.type, ()):
+        if (why := _unverified(name, device)) is None:
+            return None
+        reasons.append(f"{name}: {why}")
+    return "; ".join(reasons) or f"fastres does not train on {device.type}"
 
 
 def resolve(x: Tensor, layers: tuple[ConvBN, ...], name: str) -> Steps:
@@ -70,9 +72,13 @@ def _unverified(name: str, device: torch.device) -> str | None:
     """Why `auto` may not train with what is called `name` on `device`, or None."""
     if name == ATEN:
         return None
-    if missing := registry.backends()[name]:
-        return missing
-    fingerprint = registry.get(name).fingerprint()
+    backend = registry.find(name)
+    try:
+        if missing := backend.unavailable():
+            return missing
+    except ImportError as error:  # a broken native module
+        return str(error)
+    fingerprint = backend.fingerprint()
     if fingerprint is None:
         return None
     return verification.obstacle(name, fingerprint, device, verification.TRAINING)
