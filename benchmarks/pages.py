@@ -43,7 +43,8 @@ worse times than the contender.
 _NO_GPU = """\
 ## GPUs
 
-**There is no result of a GPU here**, so nothing on this page speaks of the speed of fastres's GPU kernels. `benchmarks/run_gpu.sh all` on a GPU leaves the records that this page would show.
+**There is no result of a GPU here**, so nothing on this page speaks of the speed of fastres's \
+GPU kernels. `benchmarks/run_gpu.sh all` on a GPU leaves the records that this page would show.
 """
 
 

@@ -320,7 +320,7 @@ void bind_stem(py::module_& m) {
       "stem_plan",
       [](DType dtype, bool uint8_input, uintptr_t x, Quad shape, std::array<int64_t, 4> strides, uintptr_t weight,
          uintptr_t bias, uintptr_t y, Pair conv, Pair pooled, int filters, std::array<float, 4> scale,
-         std::array<float, 4> shift, int sms) {
+         std::array<float, 4> shift) {
         StemParams params{};
         params.x = address(x), params.weight = address(weight), params.bias = address<float>(bias);
         params.y = address(y);
@@ -332,11 +332,11 @@ void bind_stem(py::module_& m) {
         params.k = filters;
         std::copy(scale.begin(), scale.end(), params.scale);
         std::copy(shift.begin(), shift.end(), params.shift);
-        return plan_stem(dtype, uint8_input, params, sms);
+        return plan_stem(dtype, uint8_input, params);
       },
       py::arg("dtype"), py::arg("uint8_input"), py::arg("x"), py::arg("shape"), py::arg("strides"), py::arg("weight"),
       py::arg("bias"), py::arg("y"), py::arg("conv"), py::arg("pooled"), py::arg("filters"), py::arg("scale"),
-      py::arg("shift"), py::arg("sms"),
+      py::arg("shift"),
       "The launch of max_pool(relu(conv7x7/2(x * scale + shift) + bias)); shape and strides are NCHW.");
 }
 

@@ -122,11 +122,9 @@ struct StemParams {
   int32_t n, h, w, c, k;
   int32_t p, q;                // of the convolution
   int32_t pooled_p, pooled_q;  // of the pool
-  int32_t tiles;               // the plan's own
 };
 
-// `sms`: multiprocessors of the GPU, by which the tiles are shared out.
-Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params, int sms);
+Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params);
 void append_stem_names(std::vector<KernelName>& names);
 
 // --- BatchNorm, ReLU, residual --------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,25 +58,49 @@ def operators() -> dict[str, dict[str, int]]:
     return found
 
 
-def cuda_launches() -> dict[str, dict[str, int]]:
-    """Of a bfloat16 forward on our CUDA kernels, as on an A100, but for the head: launches by kernel's family, and
-    bytes of scratch memory."""
-    backend = registry.get("emulator")
+def cuda_launches(emulator: str) -> dict[str, dict[str, int]]:
+    """Of a bfloat16 forward on our CUDA kernels, but for the head: launches by kernel's family, and bytes of scratch
+    memory."""
+    backend = registry.get(emulator)
     found = {}
+    head = mock.patch.object(backend, "head", lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))
+    with _planned(backend) as works, head:
+        for name, batch in _forwards(backend.name):
+            scratch = sum(tensor.nbytes for work in works for tensor in work.scratch)
+            found[f"{name}, batch {batch}"] = {**_by_family(works), "scratch bytes": scratch}
+            works.clear()
+    return found
+
+
+def training_launches() -> dict[str, dict[str, int]]:
+    """Of a bfloat16 training step on our CUDA kernels, as on an H100: launches by kernel's family. A step has one batch
+    and size: what is launched does not depend on them, as long as no sum is split."""
+    backend = registry.get("emulator_sm90")
+    found = {}
+    with _planned(backend) as works:
+        for name in MODELS:
+            model = getattr(fastres, name)(backend=backend.name).train().bfloat16()
+            model(torch.rand(8, 3, 64, 64, dtype=torch.bfloat16)).sum().backward()
+            found[name] = _by_family(works)
+            works.clear()
+    return found
+
+
+@contextmanager
+def _planned(backend: Any) -> Iterator[list[Work]]:
+    """What `backend` is given to run, and does not."""
     works: list[Work] = []
 
     def plan_only(work: Work) -> Tensor:
         works.append(work)
-        return work.result
+        return work.result.zero_()
 
-    head = mock.patch.object(backend, "head", lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))
-    with mock.patch.object(backend, "run", plan_only), head:
-        for name, batch in _forwards(backend.name):
-            launches = Counter(plan.ptx for work in works for plan in work.plans)
-            scratch = sum(tensor.nbytes for work in works for tensor in work.scratch)
-            found[f"{name}, batch {batch}"] = {**dict(sorted(launches.items())), "scratch bytes": scratch}
-            works.clear()
-    return found
+    with mock.patch.object(backend, "run", plan_only):
+        yield works
+
+
+def _by_family(works: list[Work]) -> dict[str, int]:
+    return dict(sorted(Counter(plan.ptx for work in works for plan in work.plans).items()))
 
 
 def triton_launches() -> dict[str, dict[str, int]]:
@@ -183,7 +208,9 @@ def imports() -> dict[str, Any]:
 
 EXACT: dict[str, Callable[[], Any]] = {
     "operators of a CPU forward": operators,
-    "CUDA kernels of a forward": cuda_launches,
+    "CUDA kernels of a forward": partial(cuda_launches, "emulator"),
+    "CUDA kernels of a forward on an H100": partial(cuda_launches, "emulator_sm90"),
+    "CUDA kernels of a training step on an H100": training_launches,
     "Triton kernels of a forward": triton_launches,
     "bytes of a plan": plan_bytes,
 }

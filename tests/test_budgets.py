@@ -46,6 +46,10 @@ def test_the_table_guards_what_matters() -> None:
     assert sum(n for name, n in table["operators of a CPU forward"]["resnet50"].items() if name[:7] == "fastres") == 3
     launches = table["CUDA kernels of a forward"]["resnet50, batch 32"]
     assert (launches["stem"], launches["conv_sm80"]) == (1, 48)
+    hopper = table["CUDA kernels of a forward on an H100"]["resnet50, batch 32"]
+    assert (hopper["stem"], hopper["conv_sm90"]) == (1, 48)
+    step = table["CUDA kernels of a training step on an H100"]["resnet50"]
+    assert step["conv_sm80"] == 1  # the stem's convolution: three channels are no 16 bytes
     triton = table["Triton kernels of a forward"]["resnet50, batch 32"]
     assert (triton["stem_kernel"], triton["projection_kernel"]) == (1, 4)
     for model in budgets.MODELS:

@@ -211,7 +211,7 @@ def test_info_tells_where_our_kernels_are_verified(main: Run, monkeypatch: pytes
     monkeypatch.setattr(verification, "_packaged", frozenset)
     verification.records.cache_clear()
     try:
-        assert _line(main("info")[1], "backend triton").endswith("; emulated, not yet run on hardware")
+        assert _line(main("info")[1], "backend triton").endswith("; emulated, not yet verified on hardware")
         fingerprint = registry.find("triton").fingerprint()
         for arch, source in (("sm_90", fingerprint), ("sm_80", fingerprint), ("sm_100", "of other sources")):
             verification.add(verification.Record("triton", arch, str(source)))
@@ -245,8 +245,8 @@ def test_info_tells_the_native_module_and_that_no_gpu_has_run_its_kernels(
     _, out, _ = main("info")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "native module built with g++ 12, CUDA 13.0, with emulator" in lines
-    assert "conv_sm80 2 variants: emulated, not yet run on hardware" in lines
-    assert "stem 1 variant: emulated, not yet run on hardware" in lines
+    assert "conv_sm80 2 variants: emulated, not yet verified on hardware" in lines
+    assert "stem 1 variant: emulated, not yet verified on hardware" in lines
 
 
 def test_info_tells_a_broken_native_module_and_goes_on(main: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_the_plot_stripes_who_is_faster() -> None:
 
 
 def test_where_no_gpu_has_run_the_page_says_so() -> None:
-    assert "**There is no result of a GPU here.**" in _page(_models())
+    assert "**There is no result of a GPU here**" in _page(_models())
     gpu = made_up("resnet50", "cuda", ())
     gpu["environment"]["gpus"] = [{"name": "NVIDIA H100"}]
     text = _page(_models(), gpu)

@@ -245,7 +245,7 @@ __device__ void backward(const BnActParams& params) {
 // vectors.
 #define FASTRES_BN_OF(X, type, Element)                                 \
   X(bn_statistics_##type, statistics<Element>, kStatistics, Element, 3) \
-  X(bn_apply_##type, apply<Element>, kApply, Element, 3)                \
+  X(bn_apply_##type, apply<Element>, kApply, Element, 2)                \
   X(bn_sums_##type, gradient_sums<Element>, kSums, Element, 2)          \
   X(bn_backward_##type, backward<Element>, kBackward, Element, 2)
 #define FASTRES_BN_KERNELS(X)  \

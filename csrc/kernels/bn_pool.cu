@@ -72,7 +72,7 @@ __device__ __forceinline__ Chunk<T> filled(float value) {
 template <class T>
 struct Affine {
   static constexpr int kVector = Chunk<T>::kElements;
-  float scale[kVector], shift[kVector];
+  alignas(16) float scale[kVector], shift[kVector];
 
   __device__ Affine(const BnPoolParams& params, int channel) {
 #pragma unroll
@@ -90,8 +90,9 @@ struct Affine {
 };
 
 // Calls use(tap, chunk of x) for each tap of the window of (p, q), in row-major order. A tap outside the image is the
-// nearest one inside, which is of the window too: that changes no maximum, nor which is first or last, and leaves
-// no branch between the loads. Those of a 3x3 window (kKernel) are all under way before the first is used.
+// nearest one inside, which is of the window too (padding is at most half of it): that changes no maximum, nor which
+// is first or last, and leaves no branch between the loads, so that those of a 3x3 window (kKernel) may all be under
+// way before the first is used, as far as there are registers.
 template <class T, int kKernel, class Use>
 __device__ __forceinline__ void for_taps(const BnPoolParams& params, int64_t image, int p, int q, int channel,
                                          Use use) {
@@ -189,7 +190,7 @@ struct Window {
   Chunk<T> gradient;
   Taps<T> taps;
 
-  __device__ Window() = default;
+  Window() = default;
   // By the nearest window that is there: no branch between loads.
   __device__ Window(const BnPoolParams& params, int n, int p, int q, int channel) {
     const int row = min(max(p, 0), params.p - 1), column = min(max(q, 0), params.q - 1);

@@ -9,13 +9,12 @@
 // bits 118 MFLOP are done for 0.7 MB an image: bound by the tensor cores, which do 224/147 (padding of the filter)
 // times 240/196 (halo of the pool) as much.
 //
-// Layout: x by its strides, y NHWC. A block keeps the weights of 64 filters and computes one tile after another: 7 x 7
-// pooled outputs from 15 x 15 convolution outputs, a warp three rows of 16. Its patch of the input lies in shared
-// memory with pixels padded to four channels, 8 bytes, so that the window of output q, two taps at a time, is 16
-// aligned bytes at pixel 2q: ldmatrix reads A in place. Weights are [K][7][8][4], tap 8 and channel 4 being zero; the
-// pixel under tap 8 is masked too, as 0 * NaN would not be 0.
+// Layout: x by its strides, y NHWC. A block computes 7 x 7 pooled outputs of 64 filters from 15 x 15 convolution
+// outputs, a warp three rows of 16. Its patch of the input lies in shared memory with pixels padded to four channels, 8
+// bytes, so that the window of output q, two taps at a time, is 16 aligned bytes at pixel 2q: ldmatrix reads A in
+// place. Weights are [K][7][8][4], tap 8 and channel 4 being zero; the pixel under tap 8 is masked too, as 0 * NaN
+// would not be 0.
 
-#include <algorithm>
 #include <climits>
 
 #include "params.h"
@@ -39,73 +38,33 @@ constexpr int kPixelBytes = 8;  // four channels of 16 bits
 constexpr int kPatchBytes = kPatchRows * kPatchColumns * kPixelBytes;
 constexpr int kWeightBytes = kStemDepth * 2;     // of a filter, in global memory
 constexpr int kWeightPitch = kWeightBytes + 16;  // in shared memory; + 16 keeps ldmatrix free of bank conflicts
-constexpr int kOutputBytes = kRows * kColumns * kFilters * 2;  // in the place of the patch, which is the smaller
-constexpr int kSharedBytes = kOutputBytes + kFilters * kWeightPitch;
-static_assert(kRowsPerWarp * kWarps == kRows && kPatchBytes <= kOutputBytes && kOutputBytes % 16 == 0);
-constexpr int kBlocks = 2;  // of a multiprocessor: what one waits for, the other's products cover
+constexpr int kOutputBytes = kRows * kColumns * kFilters * 2;
+constexpr int kSharedBytes = kPatchBytes + kFilters * kWeightPitch;
+static_assert(kRowsPerWarp * kWarps == kRows && kOutputBytes <= kSharedBytes && kPatchBytes % 16 == 0);
 
 // --- load: the patch of the input and the weights into shared memory --------------------------------------------
 
-// Which outputs a block computes next.
-struct Tile {
-  int n, pooled_row, pooled_column;
-
-  __device__ Tile(const StemParams& params, int index) {
-    const int tiles_q = (params.pooled_q + kPooled - 1) / kPooled, tiles_p = (params.pooled_p + kPooled - 1) / kPooled;
-    n = index / tiles_q / tiles_p;
-    pooled_row = index / tiles_q % tiles_p * kPooled, pooled_column = index % tiles_q * kPooled;
-  }
-  __device__ int row() const { return 2 * pooled_row - 1; }  // of the convolution's output
-  __device__ int column() const { return 2 * pooled_column - 1; }
-};
-
-// This thread's pixels of a patch, under way to it: they are asked for a tile ahead, and looked at when that begins.
 template <class T, class Input>
-class Pixels {
- public:
-  __device__ void load(const StemParams& params, const Tile& tile) {
-    first_row_ = 2 * tile.row() - 3, first_column_ = 2 * tile.column() - 3;
-    const Input* image = static_cast<const Input*>(params.x) + tile.n * params.stride_n;
+__device__ void load_patch(const StemParams& params, unsigned char* patch, int n, int first_row, int first_column) {
+  const Input* image = static_cast<const Input*>(params.x) + n * params.stride_n;
+  for (int i = threadIdx.x; i < kPatchRows * kPatchColumns; i += kThreads) {
+    const int h = first_row + i / kPatchColumns, w = first_column + i % kPatchColumns;
+    const bool inside = static_cast<uint32_t>(h) < params.h && static_cast<uint32_t>(w) < params.w;
+    const Input* pixel = image + h * params.stride_h + w * params.stride_w;
+    uint32_t value[4];
 #pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      const int h = first_row_ + index(j) / kPatchColumns, w = first_column_ + index(j) % kPatchColumns;
-      const Input* pixel = image + h * params.stride_h + w * params.stride_w;
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-        value_[j][c] = exists(params, j) && c < params.c ? __ldg(pixel + c * params.stride_c) : Input{0};
-    }
-  }
-
-  __device__ void store(const StemParams& params, unsigned char* patch) const {
-#pragma unroll
-    for (int j = 0; j < kEach; ++j) {
-      if (index(j) >= kPatchRows * kPatchColumns) continue;
-      uint32_t value[4];
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        value[c] = value_[j][c];
-        if constexpr (sizeof(Input) == 1) {
-          const bool present = exists(params, j) && c < params.c;
-          value[c] = T::narrow(present ? value_[j][c] * params.scale[c] + params.shift[c] : 0.f, 0.f);
-        }
+    for (int c = 0; c < 4; ++c) {
+      const bool present = inside && c < params.c;
+      if constexpr (sizeof(Input) == 1) {
+        const float normalised = present ? __ldg(pixel + c * params.stride_c) * params.scale[c] + params.shift[c] : 0.f;
+        value[c] = T::narrow(normalised, 0.f);
+      } else {
+        value[c] = present ? __ldg(pixel + c * params.stride_c) : Input{0};
       }
-      reinterpret_cast<uint2*>(patch)[index(j)] = make_uint2(value[0] | value[1] << 16, value[2] | value[3] << 16);
     }
+    reinterpret_cast<uint2*>(patch)[i] = make_uint2(value[0] | value[1] << 16, value[2] | value[3] << 16);
   }
-
- private:
-  static constexpr int kEach = (kPatchRows * kPatchColumns + kThreads - 1) / kThreads;
-
-  __device__ static int index(int j) { return threadIdx.x + j * kThreads; }
-  __device__ bool exists(const StemParams& params, int j) const {
-    const int h = first_row_ + index(j) / kPatchColumns, w = first_column_ + index(j) % kPatchColumns;
-    return index(j) < kPatchRows * kPatchColumns && static_cast<uint32_t>(h) < params.h &&
-           static_cast<uint32_t>(w) < params.w;
-  }
-
-  int first_row_, first_column_;
-  Input value_[kEach][4];
-};
+}
 
 __device__ void load_weights(const StemParams& params, uint32_t shared, int first_filter) {
   constexpr int kChunks = kWeightBytes / 16;
@@ -205,30 +164,28 @@ __device__ void pool(const StemParams& params, const unsigned char* outputs, int
 
 // --- kernel ---------------------------------------------------------------------------------------------------------
 
-// Grid: x blocks that share the tiles, which are numbered along columns, rows, then images; y blocks of 64 filters.
+// Grid: x tiles of 7 x 7 pooled outputs, along rows, columns, then images; y blocks of 64 filters.
 template <class T, class Input>
 __device__ __forceinline__ void stem(const StemParams& params) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  __shared__ __align__(128) unsigned char shared[kSharedBytes];
+  const int tiles_q = (params.pooled_q + kPooled - 1) / kPooled, tiles_p = (params.pooled_p + kPooled - 1) / kPooled;
+  const int tile_q = blockIdx.x % tiles_q, tile_p = blockIdx.x / tiles_q % tiles_p, n = blockIdx.x / tiles_q / tiles_p;
+  const int pooled_row = tile_p * kPooled, pooled_column = tile_q * kPooled;
+  const int row = 2 * pooled_row - 1, column = 2 * pooled_column - 1;  // of the convolution's output
   const int first_filter = blockIdx.y * kFilters;
-  const uint32_t patch = ptx::shared_address(shared), weights = patch + kOutputBytes;
-  load_weights(params, weights, first_filter);
-  Pixels<T, Input> pixels;
-  pixels.load(params, Tile(params, blockIdx.x));
-  ptx::cp_async_wait<0>();
 
-  for (int i = blockIdx.x; i < params.tiles; i += gridDim.x) {
-    const Tile tile(params, i);
-    pixels.store(params, shared);
-    __syncthreads();
-    if (i + gridDim.x < params.tiles) pixels.load(params, Tile(params, i + gridDim.x));
-    Sums sums = {};
-    convolve<T>(patch, weights, sums);
-    __syncthreads();  // all have read the patch: the outputs take its place
-    stage_outputs<T>(params, shared, sums, first_filter, tile.row(), tile.column());
-    __syncthreads();
-    pool<T>(params, shared, tile.n, first_filter, tile.pooled_row, tile.pooled_column);
-    __syncthreads();
-  }
+  const uint32_t patch = ptx::shared_address(shared);
+  load_weights(params, patch + kPatchBytes, first_filter);
+  load_patch<T, Input>(params, shared, n, 2 * row - 3, 2 * column - 3);
+  ptx::cp_async_wait<0>();
+  __syncthreads();
+
+  Sums sums = {};
+  convolve<T>(patch, patch + kPatchBytes, sums);
+  __syncthreads();  // all have read the patch and the weights: the outputs take their place
+  stage_outputs<T>(params, shared, sums, first_filter, row, column);
+  __syncthreads();
+  pool<T>(params, shared, n, first_filter, pooled_row, pooled_column);
 }
 
 #define FASTRES_STEM_KERNELS(X)     \
@@ -239,9 +196,9 @@ __device__ __forceinline__ void stem(const StemParams& params) {
 
 }  // namespace
 
-#define FASTRES_DEFINE(name, Element, Input)                                                                        \
-  extern "C" __global__ void __launch_bounds__(kThreads, kBlocks) name(const __grid_constant__ StemParams params) { \
-    stem<Element, Input>(params);                                                                                   \
+#define FASTRES_DEFINE(name, Element, Input)                                                                  \
+  extern "C" __global__ void __launch_bounds__(kThreads, 2) name(const __grid_constant__ StemParams params) { \
+    stem<Element, Input>(params);                                                                             \
   }
 FASTRES_STEM_KERNELS(FASTRES_DEFINE)
 #undef FASTRES_DEFINE
@@ -264,9 +221,7 @@ const Instance kInstances[] = {FASTRES_STEM_KERNELS(FASTRES_LIST)};
 
 }  // namespace
 
-Plan plan_stem(DType dtype, bool uint8_input, const StemParams& given, int sms) {
-  StemParams params = given;
-  require(sms > 0, "sms", sms, "a positive number");
+Plan plan_stem(DType dtype, bool uint8_input, const StemParams& params) {
   for (const auto& [value, name] : {std::pair{params.n, "n"}, {params.h, "h"}, {params.w, "w"}, {params.k, "k"}})
     require(value > 0, name, value, "a positive number");
   require(params.c >= 1 && params.c <= 4, "c", params.c, "1 to 4 channels");
@@ -282,15 +237,13 @@ Plan plan_stem(DType dtype, bool uint8_input, const StemParams& given, int sms) 
   require_address(params.bias, 4, "bias");
   require_address(params.y, 16, "y");
   const int64_t tiles = ceil_div64(params.pooled_p, kPooled) * ceil_div64(params.pooled_q, kPooled) * params.n;
-  require(tiles <= INT_MAX / 2, "tiles", tiles, "at most 2^30 - 1");
-  params.tiles = static_cast<int32_t>(tiles);
+  require(tiles <= INT_MAX, "tiles", tiles, "at most 2^31 - 1");
   const int64_t filters = ceil_div64(params.k, kFilters);
   require(filters <= 65535, "k", params.k, "at most 65535 * 64");
-  const auto blocks = static_cast<uint32_t>(std::min<int64_t>(tiles, int64_t{sms} * kBlocks));
   for (const Instance& instance : kInstances)
     if (instance.dtype == dtype && instance.uint8 == uint8_input)
-      return make_plan(instance.symbol, "stem", instance.host, Dim3{blocks, static_cast<uint32_t>(filters)}, kThreads,
-                       kSharedBytes, params);
+      return make_plan(instance.symbol, "stem", instance.host,
+                       Dim3{static_cast<uint32_t>(tiles), static_cast<uint32_t>(filters)}, kThreads, 0, params);
   throw std::invalid_argument("dtype: the stem runs in bf16 or fp16");
 }
 

@@ -17,6 +17,14 @@ from .reference_steps import conv_backward, like
 from .steps import Affine, Geometry, Moments, Pool, Relu, Shortcut
 
 
+def unavailable() -> str:
+    """Why the native module is not there or does not load, or ''."""
+    try:
+        return native.why_missing()
+    except ImportError as error:
+        return str(error)
+
+
 class CpuSteps(AtenSteps):
     """The passes; every one raises ValueError, by name, for a tensor that does not fit."""
 
@@ -181,14 +189,13 @@ class CpuSteps(AtenSteps):
 
 def track(mean: Tensor, var: Tensor, statistics: Tensor, weight: float) -> bool:
     """Moves running statistics, [C], towards a batch's, [C, 3], as BatchNorm does; or False: not by native code."""
-    module = native.load()
-    if module is None or mean.device.type != "cpu" or mean.dtype not in FULL:
+    if unavailable() or mean.device.type != "cpu" or mean.dtype not in FULL:
         return False
     for t in (mean, var, statistics):
         if t.dtype != mean.dtype or not t.is_contiguous() or len(t) != len(mean):
             return False
     address, *others = statistics.data_ptr(), mean.data_ptr(), var.data_ptr()
-    module.cpu_track(mean.dtype == torch.float64, len(mean), address, weight, *others)
+    native.require().cpu_track(mean.dtype == torch.float64, len(mean), address, weight, *others)
     torch.autograd.graph.increment_version((mean, var))
     return True
 

@@ -218,8 +218,6 @@ def stem(
     prepared: Prepared,
     scale: Sequence[float] = (1.0, 1.0, 1.0),
     shift: Sequence[float] = (0.0, 0.0, 0.0),
-    *,
-    sms: int,
 ) -> Work:
     """3x3/2 max pool of relu(7x7/2 convolution of v + bias).
 
@@ -229,7 +227,6 @@ def stem(
         prepared: of a layer for which `Prepared.stem` is there.
         scale: of 8-bit images, one value a channel.
         shift: likewise.
-        sms: multiprocessors of the GPU, by which the work is shared out.
 
     Raises:
         ValueError: an argument that the kernel cannot run on, by name.
@@ -263,7 +260,6 @@ def stem(
         filters,
         [*scale, *fill][:4],
         [*shift, *fill][:4],
-        sms,
     )
     return Work([plan], [x, weight, bias], [], result)
 
@@ -336,14 +332,14 @@ class Planned(Backend):
     def stem(self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int) -> Tensor:
         if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
             return super().stem(x, prepared, kernel, stride, padding)
-        return self.run(stem(x, prepared, sms=self.multiprocessors(x.device)))
+        return self.run(stem(x, prepared))
 
     def stem_uint8(
         self, x: Tensor, prepared: Prepared, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
     ) -> Tensor:
         if prepared.stem is None or (kernel, stride, padding) != (3, 2, 1):
             return super().stem_uint8(x, prepared, kernel, stride, padding, pixels, dtype)
-        return self.run(stem(x, prepared, pixels.scale, pixels.shift, sms=self.multiprocessors(x.device)))
+        return self.run(stem(x, prepared, pixels.scale, pixels.shift))
 
 
 def dtype_of(x: Tensor) -> Any:

@@ -13,9 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import native
 from ..layer import ConvBN
-from . import registry, verification
+from . import cpu_steps, registry, verification
 from .aten_steps import AtenSteps
 from .cpu_steps import CpuSteps
 from .registry import AUTO, PLAIN, BackendError
@@ -34,10 +33,12 @@ def obstacle(device: torch.device, model_backend: str) -> str | None:
         return "asked for by name"
     if name != AUTO:
         return None if registry.get(name).steps() is not None else f"backend {name!r} does not train"
-    reasons = {name: _unverified(name, device) for name in ORDER.get(device.type, ())}
-    if None in reasons.values():
-        return None
-    return "; ".join(f"{name}: {why}" for name, why in reasons.items()) or f"fastres does not train on {device.type}"
+    reasons = []
+    for name in ORDER.get(device.type, ()):
+        if (why := _unverified(name, device)) is None:
+            return None
+        reasons.append(f"{name}: {why}")
+    return "; ".join(reasons) or f"fastres does not train on {device.type}"
 
 
 def resolve(x: Tensor, layers: tuple[ConvBN, ...], name: str) -> Steps:
@@ -75,10 +76,14 @@ def _choice(x: Tensor, layer: ConvBN) -> tuple[str, str]:
 def _unverified(name: str, device: torch.device) -> str | None:
     """Why `auto` may not train with what is called `name` on `device`, or None."""
     if name in OF_CPU:
-        return native.why_missing() or None if name == NATIVE else None
-    if missing := registry.backends()[name]:
-        return missing
-    fingerprint = registry.get(name).fingerprint()
+        return cpu_steps.unavailable() or None if name == NATIVE else None
+    backend = registry.find(name)
+    try:
+        if missing := backend.unavailable():
+            return missing
+    except ImportError as error:  # a broken native module
+        return str(error)
+    fingerprint = backend.fingerprint()
     if fingerprint is None:
         return None
     return verification.obstacle(name, fingerprint, device, verification.TRAINING)

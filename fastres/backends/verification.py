@@ -19,7 +19,7 @@ import torch
 from .. import cache
 
 _FILE = "verified.json"
-UNVERIFIED = "emulated, not yet run on hardware"  # said of our kernels, as they are, until a GPU has run them
+UNVERIFIED = "emulated, not yet verified on hardware"  # of our kernels as they are: what ran, docs/kernels.md says
 
 INFERENCE, TRAINING = "inference", "training"
 

@@ -67,7 +67,8 @@ def pytorchs_own() -> Iterator[None]:
     Where its switch allows TF32, every convolution on a GPU is of operands rounded to TF32 and else exact, whatever
     cuDNN's heuristics would choose; where it does not, and on a CPU, all are exact.
     """
-    with _OperandsInTf32("cuda") if conv_tf32() else nullcontext(), tf32.allowed(False):
+    rounds = conv_tf32() and torch.cuda.is_available()
+    with _OperandsInTf32("cuda") if rounds else nullcontext(), tf32.allowed(False):
         yield
 
 

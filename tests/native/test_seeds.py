@@ -78,7 +78,7 @@ def test_stem(pixels: bool, dtype: torch.dtype) -> None:
         image = (x.float() * torch.tensor(scale).view(3, 1, 1) + torch.tensor(shift).view(3, 1, 1)).to(dtype)
     results = []
     for seed in SEEDS:
-        work = plans.stem(x, prepared, scale, shift, sms=1)
+        work = plans.stem(x, prepared, scale, shift)
         work.result.fill_(float("nan"))
         emulate(work, seed)
         results.append(work.result)

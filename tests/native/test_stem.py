@@ -42,7 +42,7 @@ def test_images_of_16_bits(
     device, run = place
     weight, bias, prepared = pack(channels, filters, dtype, device)
     x = torch.randn(n, channels, h, w).to(dtype).contiguous(memory_format=layout)
-    work = plans.stem(x.to(device), prepared, sms=1)
+    work = plans.stem(x.to(device), prepared)
     work.result.fill_(float("nan"))
     assert_right(run(work).cpu(), plain(x, weight, bias), plain(x.double(), weight.double(), bias.double()))
 
@@ -54,7 +54,7 @@ def test_images_of_8_bits_are_normalised_inside_an_exact_border(place: Place, dt
     x = torch.randint(0, 256, (2, 3, 37, 30), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     scale, shift = 1 / (255 * std), -mean / std
-    work = plans.stem(x.to(device), prepared, scale.tolist(), shift.tolist(), sms=1)
+    work = plans.stem(x.to(device), prepared, scale.tolist(), shift.tolist())
     work.result.fill_(float("nan"))
     normalised = (x.double() * scale.double().view(3, 1, 1) + shift.double().view(3, 1, 1)).to(dtype)
     exact = plain(normalised.double(), weight.double(), bias.double())
@@ -71,7 +71,7 @@ def test_nan_and_infinity_stay_under_their_windows(place: Place) -> None:
     with without_onednn():
         own = plain(x, weight, bias)
     assert torch.equal(own.isnan(), exact.isnan())
-    assert_right(run(plans.stem(x.to(device), prepared, sms=1)).cpu(), own, exact)
+    assert_right(run(plans.stem(x.to(device), prepared)).cpu(), own, exact)
 
 
 def test_ten_seeds_give_the_same_bits() -> None:
@@ -79,7 +79,7 @@ def test_ten_seeds_give_the_same_bits() -> None:
     x = torch.randn(1, 3, 20, 20).half()
     results = []
     for seed in range(10):
-        work = plans.stem(x, prepared, sms=1)
+        work = plans.stem(x, prepared)
         emulate(work, seed)
         results.append(work.result)
     assert all(torch.equal(results[0], result) for result in results[1:])
@@ -88,11 +88,11 @@ def test_ten_seeds_give_the_same_bits() -> None:
 def test_what_does_not_fit_is_refused_by_name() -> None:
     _, _, prepared = pack(3, 64, torch.float16, torch.device("cpu"))
     with pytest.raises(ValueError, match=r"x: expected torch.float16 or uint8"):
-        plans.stem(torch.randn(1, 3, 8, 8), prepared, sms=1)
+        plans.stem(torch.randn(1, 3, 8, 8), prepared)
     with pytest.raises(ValueError, match="scale, shift: expected 3 values each, got 2 and 3"):
-        plans.stem(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), prepared, (1.0, 1.0), sms=1)
+        plans.stem(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), prepared, (1.0, 1.0))
     with pytest.raises(ValueError, match="x: expected 3 channels, got"):
-        plans.stem(torch.zeros(1, 4, 8, 8, dtype=torch.float16), prepared, sms=1)
+        plans.stem(torch.zeros(1, 4, 8, 8, dtype=torch.float16), prepared)
     _, _, odd = pack(3, 20, torch.float16, torch.device("cpu"))
     with pytest.raises(ValueError, match="prepared: expected a 7x7/2 convolution"):
-        plans.stem(torch.zeros(1, 3, 8, 8, dtype=torch.float16), odd, sms=1)
+        plans.stem(torch.zeros(1, 3, 8, 8, dtype=torch.float16), odd)

@@ -56,7 +56,7 @@ def test_what_a_user_should_know(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registry.notes()["triton"] == "verified on sm_90 (inference)"
     other = record._replace(fingerprint="0" * 16)
     monkeypatch.setattr(verification, "records", lambda: frozenset({other}))
-    assert registry.notes()["triton"] == "emulated, not yet run on hardware"
+    assert registry.notes()["triton"] == "emulated, not yet verified on hardware"
 
 
 def test_old_gpus_are_refused() -> None:

@@ -69,7 +69,7 @@ def test_explain_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with fastres.use_backend("triton"):
         explanation = fastres.explain(model, x)
     assert {layer.backend for layer in explanation.layers} == {"triton"}
-    assert "triton: emulated, not yet run on hardware" in str(explanation)
+    assert "triton: emulated, not yet verified on hardware" in str(explanation)
 
 
 def test_auto_passes_it_over(monkeypatch: pytest.MonkeyPatch) -> None:
