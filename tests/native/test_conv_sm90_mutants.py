@@ -406,7 +406,7 @@ WRONG_RESULTS: dict[str, tuple[Variant, list[tuple[str, str]]]] = {
     "parts that overlap": (SPLIT, [("splits);\n    const int end", "splits - (split > 0));\n    const int end")]),
     "the same part twice": (SPLIT, [("int64_t{item.split} * params_.rows", "int64_t{0} * params_.rows")]),
     "the other's weights": (CLUSTER, [("item.filter + rank * share", "item.filter")]),
-    "ReLU drops NaN": (PING_PONG, [("max.NaN.f32 %0, %1, %2;", "max.f32 %0, %1, %2;")]),
+    "ReLU drops NaN": (PING_PONG, [('max.NaN.f32 %0, %1, %2;" : "=f"', 'max.f32 %0, %1, %2;" : "=f"')]),
 }
 
 
