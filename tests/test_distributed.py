@@ -19,11 +19,13 @@ from models import image, randomize
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+import fastres
 from fastres.models import cifar
 from fastres.train import Recipe, SettingError, Trainer, checkpoint, distributed, log, recipe
 from fastres.train import data as datasets
 
-ROOT = Path(__file__).parents[1]
+# The package that is tested, be it installed or not, and this folder.
+PATHS = Path(fastres.__file__).parents[1], Path(__file__).parent
 
 
 def free_port() -> str:
@@ -36,10 +38,11 @@ def launch(arguments: list[str], processes: int = 2) -> list[subprocess.Popen]:
     """What torchrun does: one process a rank, told by the environment where the others are."""
     port = free_port()
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([*map(str, PATHS), os.environ.get("PYTHONPATH", "")])
     return [
         subprocess.Popen(
             [sys.executable, *arguments],
+            cwd=PATHS[1],  # Python looks first where it is started, were the sources there
             env={**os.environ, **common, "PYTHONPATH": path, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

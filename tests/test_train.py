@@ -28,8 +28,6 @@ from fastres.train import Interrupted, Recipe, SettingError, Trainer, TrainingEr
 from fastres.train import data as datasets
 from fastres.train.recipe import build
 
-ROOT = Path(__file__).parents[1]
-
 
 def tiny(**given: Any) -> Recipe:
     """Seconds of training: the smallest network on the digits."""
@@ -304,7 +302,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     script = (
         f"import torch; torch.set_num_threads(1); from fastres.cli import main; main({[*arguments, '--out', 'killed']})"
     )
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(fastres.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
     while not (tmp_path / "killed/checkpoint.pt").exists():
         assert process.poll() is None
