@@ -18,8 +18,8 @@
 #   tiles      every tile of conv_sm90 on each of ResNet-50's convolutions
 #
 # A stage stands alone, ends within ten minutes, and leaves a record in benchmarks/results/<gpu>/<date>-<stage>.json,
-# which is written as it goes and shown at the end; selftest, sanitizer and tuning leave what they print, as .txt. The
-# exit status is 0 only if all went well.
+# which is written as it goes and shown at the end; selftest, sanitizer and tuning leave what they print, as .txt,
+# launches and tiles lines of JSON, as .jsonl. The exit status is 0 only if all went well.
 # FASTRES_BENCH_DEVICE=cpu is a dry run on the CPU, with its records in a temporary folder. Others: settings.py; PYTHON;
 # FASTRES_BENCH_RESULTS, the folder for records; FASTRES_BENCH_SECONDS, of a stage at most.
 set -uo pipefail

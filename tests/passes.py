@@ -199,15 +199,14 @@ class Norm:
         relu = Relu(known, shortcut) if self.relu else None
         dy, dgamma, dbeta, dadded = self.gradients(*given)
         dy64, dgamma64, dbeta64, dadded64 = self.gradients(*oracle)
-        sums = steps.gradient_sums(y, gradient, moments.mean, relu)
+        kept = gradient.clone()
+        ours, masked, sums = steps.norm_backward(y, gradient, moments, relu, reduce=None)
         assert_right(sums[:, 0].clone(), dbeta, dbeta64, f"sum_g of {self}")
         assert_right(sums[:, 1] * moments.invstd, dgamma, dgamma64, f"sum_gy of {self}")
-        kept = gradient.clone()
-        ours, masked = steps.bn_backward(y, gradient, moments, sums, relu)
         assert masked is None
         assert torch.equal(gradient, kept)
         assert_right(ours, dy, dy64, f"dy of {self}")
-        over, masked = steps.bn_backward(y, kept, moments, sums, relu, overwrite=True, keep_masked=True)
+        over, masked, _ = steps.norm_backward(y, kept, moments, relu, reduce=None, overwrite=True, keep_masked=True)
         assert torch.equal(over, ours)
         assert masked is not None
         assert_right(masked, dadded, dadded64, f"g of {self}")

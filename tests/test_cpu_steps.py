@@ -222,17 +222,16 @@ def test_views(steps: CpuSteps) -> None:
 def test_what_does_not_fit(steps: CpuSteps) -> None:
     y, gradient, moments, relu = given(Norm(c=24), torch.float32)
     assert relu is not None
-    sums = torch.zeros(24, 2)
     with pytest.raises(ValueError, match=r"^gradient: expected torch.float32 \(2, 24, 3, 3\) on cpu, got"):
         steps.pool_backward(y, gradient, relu.affine, None, True, (3, 2, 1))
     with pytest.raises(ValueError, match=r"^gradient: expected torch.float32 \(2, 24, 6, 5\) on cpu, got"):
-        steps.gradient_sums(y, gradient[:1], moments.mean, relu)
+        steps.norm_backward(y, gradient[:1], moments, relu, reduce=None)
     with pytest.raises(ValueError, match=r"^shortcut: expected .* got torch.float64"):
         steps.apply(y, relu.affine, Shortcut(y.double()))
     with pytest.raises(ValueError, match=r"^scale: expected torch.float32 \[24\], got torch.float32 \(23,\)"):
         steps.apply(y, relu.affine._replace(scale=torch.ones(23)))
     with pytest.raises(ValueError, match=r"^sums: expected torch.float32 \[24, 2\], got"):
-        steps.bn_backward(y, gradient, moments, sums.double(), relu)
+        steps.norm_backward(y, gradient, moments, relu, reduce=Tensor.double)
 
 
 def test_narrow_dtypes_take_the_reference(steps: CpuSteps) -> None:

@@ -93,11 +93,6 @@ class CpuSteps(AtenSteps):
         )  # fmt: skip
         return out
 
-    def gradient_sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None = None) -> Tensor:
-        if y.dtype not in FULL:
-            return super().gradient_sums(y, gradient, mean, relu)
-        return self._sums(y, _activation("gradient", gradient, y), mean, relu, None)
-
     def _sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None, masked: Tensor | None) -> Tensor:
         y, mean = _activation("y", y, y), _vector("mean", mean, y)
         argument = _argument(y, relu)
@@ -107,29 +102,6 @@ class CpuSteps(AtenSteps):
             0 if masked is None else masked.data_ptr(), sums.data_ptr(),
         )  # fmt: skip
         return sums
-
-    def bn_backward(
-        self,
-        y: Tensor,
-        gradient: Tensor,
-        moments: Moments,
-        sums: Tensor,
-        relu: Relu | None = None,
-        *,
-        overwrite: bool = False,
-        keep_masked: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        if y.dtype not in FULL:
-            return super().bn_backward(y, gradient, moments, sums, relu, overwrite=overwrite, keep_masked=keep_masked)
-        gradient = _activation("gradient", gradient, y)
-        masked = gradient
-        if keep_masked and relu is not None:
-            masked = gradient if overwrite else torch.empty_like(y, memory_format=torch.channels_last)
-            self._sums(y, gradient, moments.mean, relu, masked)
-            relu = None
-        owned = overwrite and not keep_masked
-        out = gradient if owned else torch.empty_like(y, memory_format=torch.channels_last)
-        return self._backward(out, y, masked, moments, sums, relu), masked if keep_masked else None
 
     def _backward(
         self, out: Tensor, y: Tensor, gradient: Tensor, moments: Moments, sums: Tensor, relu: Relu | None

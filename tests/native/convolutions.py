@@ -11,6 +11,7 @@ from tolerance import assert_right
 from torch import Tensor
 
 from fastres.backends import plans
+from fastres.backends.steps import Geometry
 from fastres.layer import ConvBN
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -29,14 +30,18 @@ class Conv(NamedTuple):
     dilation: int = 1
     groups: int = 1
 
+    @property
+    def geometry(self) -> Geometry:
+        stride, padding, dilation = ((size, size) for size in (self.stride, self.padding, self.dilation))
+        return Geometry(stride, padding, dilation, self.groups)
+
 
 def operand(conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, ConvBN]:
     """x in channels_last, weight, bias and layer. float32 values are rounded to TF32, so that products are exact."""
     x = _tf32(torch.randn(conv.n, conv.c, conv.h, conv.w)).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = _tf32(torch.randn(conv.k, conv.c // conv.groups, conv.r, conv.r) / 8).to(dtype)
-    geometry = [(size, size) for size in (conv.stride, conv.padding, conv.dilation)]
     ones = torch.ones(conv.k)
-    layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, *geometry, conv.groups)
+    layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, *conv.geometry)
     return x, weight, torch.randn(conv.k), layer
 
 

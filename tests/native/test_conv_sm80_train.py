@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from convolutions import Conv, Place
 from torch import Tensor
-from train_convolutions import Conv, Place, check
+from train_convolutions import check, tensors
 
 from fastres import native
 from fastres.backends import bn_plans, plans
@@ -63,7 +64,7 @@ def test_tiny(place: Place, conv: Conv) -> None:
 
 def test_nan_and_infinity_pass_the_prologue(place: Place) -> None:
     conv = Conv(2, 64, 8, 8, 64, 3, 1, 1)
-    x, _, (scale, _) = conv.tensors(torch.bfloat16)
+    x, _, (scale, _) = tensors(conv, torch.bfloat16)
     torch.manual_seed(0)
     x[0, int(scale.argmax()), 2, 2], x[1, int(scale.argmin()), 7, 0] = float("nan"), float("-inf")
     check(place, conv, torch.bfloat16, x=x)
@@ -72,7 +73,7 @@ def test_nan_and_infinity_pass_the_prologue(place: Place) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_every_seed_gives_the_same_bits(seed: int) -> None:
     conv = Conv(2, 72, 9, 8, 72, 3, 1, 1)
-    x, weight, prologue = conv.tensors(torch.bfloat16)
+    x, weight, prologue = tensors(conv, torch.bfloat16)
 
     def results(seed: int) -> list[Tensor]:
         operands = [(x, plans.pack(weight, None, conv.geometry))]
@@ -89,7 +90,7 @@ def test_every_seed_gives_the_same_bits(seed: int) -> None:
 def test_what_statistics_and_prologue_cost_in_bytes() -> None:
     """12 bytes a filter and tile are written, and two vectors read, each once by a block."""
     conv = Conv(2, 64, 11, 9, 40)
-    x, weight, prologue = conv.tensors(torch.bfloat16)
+    x, weight, prologue = tensors(conv, torch.bfloat16)
 
     def traffic(**kwargs: Any) -> Any:
         operands = [(x, plans.pack(weight, None, conv.geometry))]
@@ -106,7 +107,7 @@ def test_what_statistics_and_prologue_cost_in_bytes() -> None:
 
 def test_what_does_not_fit_is_refused_by_name() -> None:
     conv = Conv(1, 8, 6, 6, 16, 3, 1, 1)
-    x, weight, prologue = conv.tensors(torch.bfloat16)
+    x, weight, prologue = tensors(conv, torch.bfloat16)
     prepared, vector = plans.pack(weight, None, conv.geometry), torch.ones(8)
     for name, given in (("scale", Affine(vector[1:], vector)), ("shift", Affine(vector, vector.double()))):
         with pytest.raises(ValueError, match=rf"^prologue\.{name}: expected float32 \[8\]"):
@@ -116,7 +117,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"^moments: expected 1 operand, no bias, residual or ReLU"):
         plans.convolution([(x, prepared)], True, moments=True, sms=108)
     narrow = Conv(1, 4, 6, 6, 16)
-    x, weight, prologue = narrow.tensors(torch.bfloat16)
+    x, weight, prologue = tensors(narrow, torch.bfloat16)
     with pytest.raises(ValueError, match=r"^input_scale: expected .* multiples of 16 bytes, got 8"):
         plans.convolution([(x, plans.pack(weight, None, narrow.geometry))], False, prologue=prologue, sms=108)
     module = native.require()

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from convolutions import Conv, Place
 from torch import Tensor
-from train_convolutions import Conv, Place, check
+from train_convolutions import check, tensors
 
 from fastres.backends import bn_plans, plans
 from fastres.backends.emulator import emulate
@@ -36,7 +37,7 @@ def test_tiny(place: Place, conv: Conv, columns: int) -> None:
 @pytest.mark.parametrize("shape", [(64, 1), (256, 2)], ids=str)
 def test_every_seed_gives_the_same_bits(shape: tuple[int, int]) -> None:
     conv = Conv(2, 72, 12, 11, 136)
-    x, weight, _ = conv.tensors(torch.bfloat16)
+    x, weight, _ = tensors(conv, torch.bfloat16)
 
     def results(seed: int) -> list[Tensor]:
         operands = [(x, plans.pack(weight, None, conv.geometry))]
@@ -54,7 +55,7 @@ def test_every_seed_gives_the_same_bits(shape: tuple[int, int]) -> None:
 
 def test_statistics_of_a_depth_that_is_split_are_another_pass_s() -> None:
     conv = Conv(1, 256, 5, 5, 64)
-    x, weight, _ = conv.tensors(torch.bfloat16)
+    x, weight, _ = tensors(conv, torch.bfloat16)
     operands = [(x, plans.pack(weight, None, conv.geometry))]
     work = plans.convolution(operands, False, moments=True, sms=4, kernel="conv_sm90", tile=(128, 64, 2, 1))
     assert work.moments is None

@@ -2,50 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from convolutions import Conv, Place
 from tolerance import assert_right
 from torch import Tensor
 
 from fastres.backends import bn_plans, plans
-from fastres.backends.steps import Affine, Geometry
-
-Place = tuple[torch.device, Callable[[plans.Work], Tensor]]
+from fastres.backends.steps import Affine
 
 
-class Conv(NamedTuple):
-    n: int
-    c: int
-    h: int
-    w: int
-    k: int
-    r: int = 1
-    stride: int = 1
-    padding: int = 0
-    dilation: int = 1
-    groups: int = 1
+def tensors(conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor, Affine]:
+    """x, weight and prologue: a grid of values, whose results under the prologue no dtype rounds, TF32 included."""
+    x = (torch.randn(conv.n, conv.c, conv.h, conv.w) * 8).round().clamp(-32, 32) / 8
+    weight = (torch.randn(conv.k, conv.c // conv.groups, conv.r, conv.r) * 16).round().clamp(-64, 64) / 128
+    scale = torch.tensor([-1, -0.5, 0, 0.5, 1])[torch.randint(5, (conv.c,))]
+    shift = (torch.randn(conv.c) * 4 + 2).round() / 4  # mostly positive: a border of relu(shift) would show
+    return x.to(dtype).contiguous(memory_format=torch.channels_last), weight.to(dtype), Affine(scale, shift)
 
-    @property
-    def geometry(self) -> Geometry:
-        stride, padding, dilation = ((size, size) for size in (self.stride, self.padding, self.dilation))
-        return Geometry(stride, padding, dilation, self.groups)
 
-    def tensors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Affine]:
-        """x, weight and prologue: a grid of values, whose results under the prologue no dtype rounds, TF32 included."""
-        x = (torch.randn(self.n, self.c, self.h, self.w) * 8).round().clamp(-32, 32) / 8
-        weight = (torch.randn(self.k, self.c // self.groups, self.r, self.r) * 16).round().clamp(-64, 64) / 128
-        scale = torch.tensor([-1, -0.5, 0, 0.5, 1])[torch.randint(5, (self.c,))]
-        shift = (torch.randn(self.c) * 4 + 2).round() / 4  # mostly positive: a border of relu(shift) would show
-        return x.to(dtype).contiguous(memory_format=torch.channels_last), weight.to(dtype), Affine(scale, shift)
-
-    def plain(self, x: Tensor, weight: Tensor, prologue: Affine | None) -> Tensor:
-        if prologue is not None:
-            scale, shift = (v.to(x.dtype).view(-1, 1, 1) for v in prologue)
-            x = F.relu(x * scale + shift)
-        return F.conv2d(x, weight, None, *self.geometry)
+def plain(conv: Conv, x: Tensor, weight: Tensor, prologue: Affine | None) -> Tensor:
+    if prologue is not None:
+        scale, shift = (v.to(x.dtype).view(-1, 1, 1) for v in prologue)
+        x = F.relu(x * scale + shift)
+    return F.conv2d(x, weight, None, *conv.geometry)
 
 
 def check(
@@ -59,7 +41,7 @@ def check(
     sms: int = 108,
 ) -> plans.Work:
     device, run = place
-    random_x, weight, affine = conv.tensors(dtype)
+    random_x, weight, affine = tensors(conv, dtype)
     x = random_x if x is None else x
     given = Affine(*(v.to(device) for v in affine)) if prologue else None
     operands = [(x.to(device), plans.pack(weight.to(device), None, conv.geometry))]
@@ -68,8 +50,8 @@ def check(
         tensor.fill_(float("nan"))
     y = run(work).cpu()
     used = affine if prologue else None
-    exact = conv.plain(x.double(), weight.double(), Affine(*(v.double() for v in affine)) if prologue else None)
-    assert_right(y, conv.plain(x, weight, used), exact)
+    exact = plain(conv, x.double(), weight.double(), Affine(*(v.double() for v in affine)) if prologue else None)
+    assert_right(y, plain(conv, x, weight, used), exact)
     if work.moments is not None and x.isfinite().all():
         merge = bn_plans.merge(work.moments)
         merge.result.fill_(float("nan"))
