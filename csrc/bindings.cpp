@@ -11,6 +11,7 @@
 
 #include "cpu/bn_act.h"
 #include "cpu/max_pool.h"
+#include "cpu/memory.h"
 #include "params.h"
 #ifdef FASTRES_EMULATOR
 #include "emulator/bind_pieces.h"
@@ -91,6 +92,8 @@ void set_argument(cpu::BnAct<T>& of, const Addresses& argument) {
 }
 
 void bind_cpu(py::module_& m) {
+  m.def("cpu_keep_freed_memory", cpu::keep_freed_memory,
+        "Has glibc's malloc keep what a training step frees for the next one; False where that is not ours to say.");
   m.def(
       "cpu_vectors",
       [](bool float64, int64_t channels, uintptr_t statistics, double values, uintptr_t gamma, uintptr_t beta,

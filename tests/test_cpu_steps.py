@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -237,3 +244,43 @@ def test_what_does_not_fit(steps: CpuSteps) -> None:
 def test_narrow_dtypes_take_the_reference(steps: CpuSteps) -> None:
     norm = Norm(shortcut=True)
     norm.check(steps, torch.bfloat16)
+
+
+# Pages that a tensor of 24 MiB costs where several of its size were freed, after a step that trains.
+_REUSE = """
+import json, resource, torch, fastres
+model = fastres.ResNet18(width_per_group=64).train()
+model(torch.zeros(2, 3, 32, 32)).sum().backward()
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(24 << 18).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(json.dumps([pages() for _ in range(8)][4:]))
+"""
+
+
+def _pages_of_equal_tensors(folder: Path, **environment: str) -> list[int]:
+    path = os.pathsep.join([str(Path(fastres.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", _REUSE],
+        cwd=folder,  # away from the sources, which Python would look at first
+        env={**clean, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="not glibc's malloc")
+def test_memory_of_one_step_serves_the_next(tmp_path: Path) -> None:
+    assert max(_pages_of_equal_tensors(tmp_path)) < 100  # of 6,144 of 4 KiB
+
+
+def test_malloc_settings_of_the_user_stay(tmp_path: Path) -> None:
+    """Blocks over the threshold asked for are mapped anew, in pages of 4 KiB or of 2 MiB."""
+    assert min(_pages_of_equal_tensors(tmp_path, MALLOC_MMAP_THRESHOLD_="1000000")) >= 12

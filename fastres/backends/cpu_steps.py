@@ -7,6 +7,7 @@ has the passes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class CpuSteps(AtenSteps):
         """Raises ImportError where the native module was not built."""
         super().__init__()
         self._native = native.require()
+        _keep_freed_memory()
 
     def conv(
         self, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
@@ -170,6 +172,12 @@ def track(mean: Tensor, var: Tensor, statistics: Tensor, weight: float) -> bool:
     native.require().cpu_track(mean.dtype == torch.float64, len(mean), address, weight, *others)
     torch.autograd.graph.increment_version((mean, var))
     return True
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """At the process's first step; see csrc/cpu/memory.h."""
+    native.require().cpu_keep_freed_memory()
 
 
 def _problem(y: Tensor) -> tuple[bool, int, int, int]:
