@@ -108,7 +108,7 @@ class Layer:
             dx = torch.nn.grad.conv2d_input(size, weight, gradient, *self.geometry)
             return dx if added is None else dx + added
 
-        dx = steps.dgrad(gradient, weight, size, self.geometry, added)
+        dx = steps.dgrad(gradient, weight, nhwc(torch.empty(size, dtype=dtype)), self.geometry, added)
         assert dx.is_contiguous(memory_format=torch.channels_last)
         given = gradient, weight, added
         with pytorchs_own():
@@ -117,11 +117,11 @@ class Layer:
     def check_wgrad(self, steps: Steps, dtype: torch.dtype, narrow: bool = False) -> None:
         """`narrow`: the sums, in float32, are rounded to `dtype`, as PyTorch's own are then."""
         (x, prologue), gradient = self.input(dtype), self.gradient(dtype)
-        size = self.weight(dtype).shape
-        dw = steps.wgrad(gradient, x, size, self.geometry, prologue)
+        weight = self.weight(dtype)
+        dw = steps.wgrad(gradient, x, weight, self.geometry, prologue)
 
         def plain(a: Tensor, gradient: Tensor) -> Tensor:
-            return torch.nn.grad.conv2d_weight(a, size, gradient, *self.geometry)
+            return torch.nn.grad.conv2d_weight(a, weight.shape, gradient, *self.geometry)
 
         oracle = plain(activated(*to_oracle((x, prologue))), to_oracle(gradient))
         own = (t if narrow else t.float() for t in (activated(x, prologue), gradient))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from .reference_steps import ReferenceSteps, conv_backward, like
+from .reference_steps import ReferenceSteps, conv_backward, stand_in
 from .steps import Affine, Geometry, Moments, Relu, Shortcut
 
 FULL = (torch.float32, torch.float64)  # narrower ones are rounded where the reference rounds them
@@ -85,21 +85,21 @@ class AtenSteps(ReferenceSteps):
         return dy.addcmul_(y, slope[:, None, None]), masked if keep_masked else None, sums
 
     def dgrad(
-        self, gradient: Tensor, weight: Tensor, size: torch.Size, geometry: Geometry, residual: Tensor | None = None
+        self, gradient: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, residual: Tensor | None = None
     ) -> Tensor:
-        dx = super().dgrad(gradient, weight, size, geometry)
+        dx = super().dgrad(gradient, weight, x, geometry)
         return dx if residual is None else dx.add_(residual)
 
     def wgrad(
-        self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
+        self, gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> Tensor:
         if x.dtype not in FULL:
-            return super().wgrad(gradient, x, size, geometry, prologue)
+            return super().wgrad(gradient, x, weight, geometry, prologue)
         a = x
         if prologue is not None:
             a = _affine(workspace.like(x, "input"), x, prologue).relu_()
             self._remade = x, a
-        return conv_backward(gradient, a, like(x, size), geometry, (False, True))[1]
+        return conv_backward(gradient, a, stand_in(weight, x), geometry, (False, True))[1]
 
 
 def _affine(out: Tensor, x: Tensor, affine: Affine) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import native
 from .aten_steps import FULL, AtenSteps, workspace
-from .reference_steps import conv_backward, like
+from .reference_steps import conv_backward, like, stand_in
 from .steps import Affine, Geometry, Moments, Pool, Relu, Shortcut
 
 
@@ -95,33 +95,6 @@ class CpuSteps(AtenSteps):
         )  # fmt: skip
         return out
 
-    def _sums(self, y: Tensor, gradient: Tensor, mean: Tensor, relu: Relu | None, masked: Tensor | None) -> Tensor:
-        y, mean = _activation("y", y, y), _vector("mean", mean, y)
-        argument = _argument(y, relu)
-        sums = y.new_empty((y.shape[1], 2))
-        self._native.cpu_sums(
-            *_problem(y), y.data_ptr(), gradient.data_ptr(), mean.data_ptr(), _addresses(argument), relu is not None,
-            0 if masked is None else masked.data_ptr(), sums.data_ptr(),
-        )  # fmt: skip
-        return sums
-
-    def _backward(
-        self, out: Tensor, y: Tensor, gradient: Tensor, moments: Moments, sums: Tensor, relu: Relu | None
-    ) -> Tensor:
-        y = _activation("y", y, y)
-        argument = _argument(y, relu)
-        mean, invstd, scale = (
-            _vector(name, vector, y) for name, vector in zip(("mean", "invstd", "scale"), moments[:3], strict=True)
-        )
-        sums = sums.contiguous()
-        if sums.shape != (y.shape[1], 2) or sums.dtype != y.dtype:
-            raise ValueError(f"sums: expected {y.dtype} [{y.shape[1]}, 2], got {sums.dtype} {tuple(sums.shape)}")
-        self._native.cpu_backward(
-            *_problem(y), y.data_ptr(), gradient.data_ptr(), mean.data_ptr(), invstd.data_ptr(), scale.data_ptr(),
-            sums.data_ptr(), moments.values, _addresses(argument), relu is not None, out.data_ptr(),
-        )  # fmt: skip
-        return out
-
     def norm_backward(
         self,
         y: Tensor,
@@ -137,28 +110,42 @@ class CpuSteps(AtenSteps):
             return super().norm_backward(
                 y, gradient, moments, relu, reduce=reduce, overwrite=overwrite, keep_masked=keep_masked
             )
-        gradient = _activation("gradient", gradient, y)
+        y, gradient = _activation("y", y, y), _activation("gradient", gradient, y)
+        mean, invstd, scale = (
+            _vector(name, vector, y) for name, vector in zip(("mean", "invstd", "scale"), moments[:3], strict=True)
+        )
+        problem, argument = _problem(y), _argument(y, relu)
+        addresses, masks = _addresses(argument), relu is not None
         masked = gradient
-        if keep_masked and relu is not None and not overwrite:
+        if keep_masked and masks and not overwrite:
             masked = workspace.like(y, "kept")
-        sums = self._sums(y, gradient, moments.mean, relu, masked if keep_masked and relu is not None else None)
-        total = sums if reduce is None else reduce(sums)
+        sums = y.new_empty((y.shape[1], 2))
+        self._native.cpu_sums(
+            *problem, y.data_ptr(), gradient.data_ptr(), mean.data_ptr(), addresses, masks,
+            masked.data_ptr() if keep_masked and masks else 0, sums.data_ptr(),
+        )  # fmt: skip
+        total = sums if reduce is None else _sums(reduce(sums), y)
         if overwrite and not keep_masked:
             out = gradient
         elif relu is None:  # the workspace may have the gradient of the branch beside this shortcut
             out = torch.empty_like(y, memory_format=torch.channels_last)
         else:
             out = workspace.like(y, "dy")
-        self._backward(out, y, masked, moments, total, None if keep_masked else relu)
+        if keep_masked:
+            addresses, masks = _addresses(()), False
+        self._native.cpu_backward(
+            *problem, y.data_ptr(), masked.data_ptr(), mean.data_ptr(), invstd.data_ptr(), scale.data_ptr(),
+            total.data_ptr(), moments.values, addresses, masks, out.data_ptr(),
+        )  # fmt: skip
         return out, masked if keep_masked else None, sums
 
     def wgrad(
-        self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
+        self, gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> Tensor:
         if x.dtype not in FULL:
-            return super().wgrad(gradient, x, size, geometry, prologue)
+            return super().wgrad(gradient, x, weight, geometry, prologue)
         a = x if prologue is None else self._apply(workspace.like(x, "input"), x, prologue, None, True)
-        return conv_backward(gradient, a, like(x, size), geometry, (False, True))[1]
+        return conv_backward(gradient, a, stand_in(weight, x), geometry, (False, True))[1]
 
 
 def track(mean: Tensor, var: Tensor, statistics: Tensor, weight: float) -> bool:
@@ -208,6 +195,12 @@ def _vector(name: str, vector: Tensor, y: Tensor) -> Tensor:
     if vector.shape != y.shape[1:2] or vector.dtype != y.dtype:
         raise ValueError(f"{name}: expected {y.dtype} [{y.shape[1]}], got {vector.dtype} {tuple(vector.shape)}")
     return vector.contiguous()
+
+
+def _sums(sums: Tensor, y: Tensor) -> Tensor:
+    if sums.shape != (y.shape[1], 2) or sums.dtype != y.dtype:
+        raise ValueError(f"sums: expected {y.dtype} [{y.shape[1]}, 2], got {sums.dtype} {tuple(sums.shape)}")
+    return sums.contiguous()
 
 
 def _argument(y: Tensor, relu: Relu | None) -> tuple[Tensor, ...]:

@@ -109,7 +109,7 @@ class CudaSteps(Steps):
         return self._backend.run(work), masked
 
     def dgrad(
-        self, gradient: Tensor, weight: Tensor, size: torch.Size, geometry: Geometry, residual: Tensor | None = None
+        self, gradient: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, residual: Tensor | None = None
     ) -> Tensor:
         """At stride 1 a forward convolution of `gradient`, `residual` added in its epilogue; else the library's.
 
@@ -118,9 +118,9 @@ class CudaSteps(Steps):
         convolution = transposed(weight, geometry)
         if convolution is None:
             # By the strides of this weight, even of one of 1x1, cuDNN takes the gradient as it is, in channels_last; by
-            # those of what stands for x, it gives dx so.
+            # those of x, it gives dx so.
             dy, w = _of_library(gradient), _of_library(weight).clone(memory_format=torch.channels_last)
-            dx = conv_backward(dy, like(dy, size), w, geometry, (True, False))[0]
+            dx = conv_backward(dy, _of_library(x), w, geometry, (True, False))[0]
             dx = dx.to(gradient.dtype, memory_format=torch.channels_last)
             return dx if residual is None else dx.add_(residual)
         turned, forward = convolution
@@ -130,7 +130,7 @@ class CudaSteps(Steps):
         return self._backend.run(plans.convolution([(gradient, prepared)], False, residual, sms=sms, kernel=kernel))
 
     def wgrad(
-        self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
+        self, gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> Tensor:
         """The library's; a prologue is a pass of its own, which reads x and writes as much.
 
@@ -139,7 +139,7 @@ class CudaSteps(Steps):
         if prologue is not None:
             x = self.apply(x, prologue)
         dy, x = _of_library(gradient), _of_library(x)
-        return conv_backward(dy, x, like(x, size), geometry, (False, True))[1].float()
+        return conv_backward(dy, x, like(x, weight.shape), geometry, (False, True))[1].float()
 
 
 def transposed(weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry] | None:

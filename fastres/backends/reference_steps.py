@@ -54,16 +54,16 @@ class ReferenceSteps(Steps):
         return (dy * _per_channel(scale)).to(y.dtype), g.to(y.dtype) if keep_masked else None
 
     def dgrad(
-        self, gradient: Tensor, weight: Tensor, size: torch.Size, geometry: Geometry, residual: Tensor | None = None
+        self, gradient: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, residual: Tensor | None = None
     ) -> Tensor:
-        dx = conv_backward(gradient, like(gradient, size), weight, geometry, (True, False))[0]
+        dx = conv_backward(gradient, x, weight, geometry, (True, False))[0]
         return dx if residual is None else dx + residual
 
     def wgrad(
-        self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
+        self, gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> Tensor:
         gradient, x = _wide(gradient), _wide(x if prologue is None else self.apply(x, prologue))
-        return conv_backward(gradient, x, like(x, size), geometry, (False, True))[1]
+        return conv_backward(gradient, x, stand_in(weight, x), geometry, (False, True))[1]
 
 
 def conv_backward(
@@ -79,6 +79,11 @@ def conv_backward(
 def like(x: Tensor, size: Sequence[int]) -> Tensor:
     """What tells an operator a size and a layout, channels_last, and whose values do not matter."""
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def stand_in(weight: Tensor, x: Tensor) -> Tensor:
+    """`weight`, or where it is not of x's dtype a tensor of its size: for an operator that does not read it."""
+    return weight if weight.dtype == x.dtype else like(x, weight.shape)
 
 
 def _wide(x: Tensor) -> Tensor:

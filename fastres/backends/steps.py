@@ -183,15 +183,15 @@ class Steps:
         return dy, masked, sums
 
     def dgrad(
-        self, gradient: Tensor, weight: Tensor, size: torch.Size, geometry: Geometry, residual: Tensor | None = None
+        self, gradient: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, residual: Tensor | None = None
     ) -> Tensor:
-        """The gradient of a convolution's input, of `size` [N, C, H, W], plus `residual` of that size."""
+        """The gradient of a convolution's input x, whose values are not read, plus `residual` of its size."""
         raise NotImplementedError
 
     def wgrad(
-        self, gradient: Tensor, x: Tensor, size: torch.Size, geometry: Geometry, prologue: Affine | None = None
+        self, gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> Tensor:
-        """The gradient of a convolution's weight, of `size` [K, C/groups, R, S], in float32 (float64 of float64).
+        """The gradient of a convolution's weight, whose values are not read, in float32 (float64 of float64).
 
         Its input is x, or relu(x * scale + shift) with zeros outside the image. Sums are split in a fixed order.
         """

@@ -5,7 +5,7 @@ Tensors are float32, bfloat16 or float16. Weights are packed at each call: they 
 
 from __future__ import annotations
 
-from torch import Size, Tensor
+from torch import Tensor
 
 from ..kernels import bn_act
 from ..kernels.conv import conv_train, pack
@@ -60,11 +60,11 @@ class TritonSteps(Steps):
         return bn_act.backward(y, gradient, *moments, sums, relu, overwrite=overwrite, keep_masked=keep_masked)
 
     def dgrad(
-        self, gradient: Tensor, weight: Tensor, size: Size, geometry: Geometry, residual: Tensor | None = None
+        self, gradient: Tensor, weight: Tensor, x: Tensor, geometry: Geometry, residual: Tensor | None = None
     ) -> Tensor:
-        return dgrad(gradient, weight, size, residual, **geometry._asdict())
+        return dgrad(gradient, weight, x.shape, residual, **geometry._asdict())
 
     def wgrad(
-        self, gradient: Tensor, x: Tensor, size: Size, geometry: Geometry, prologue: Affine | None = None
+        self, gradient: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, prologue: Affine | None = None
     ) -> Tensor:
-        return wgrad(gradient, x, size, prologue, **geometry._asdict())
+        return wgrad(gradient, x, weight.shape, prologue, **geometry._asdict())

@@ -24,9 +24,10 @@ class Kept(NamedTuple):
     vectors: Tensor
     statistics: Tensor | None
 
-    @property
-    def affine(self) -> Affine:
-        return Affine(self.vectors[2], self.vectors[3])
+
+def affine(vectors: Tensor) -> Affine:
+    _, _, scale, shift = vectors.unbind()
+    return Affine(scale, shift)
 
 
 def geometry(layer: ConvBN) -> Geometry:
@@ -37,6 +38,11 @@ def nhwc(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def _weight(layer: ConvBN, x: Tensor) -> Tensor:
+    """As a convolution of x takes it."""
+    return nhwc(layer.weight if layer.weight.dtype == x.dtype else layer.weight.to(x.dtype))
+
+
 def forward(steps: Steps, block: TrainBlock, x: Tensor, other: Tensor | None, group: str) -> tuple[Tensor, list[Kept]]:
     """The block's output, and what is kept of each layer, the shortcut's last. Tensors are dense in channels_last.
 
@@ -44,28 +50,30 @@ def forward(steps: Steps, block: TrainBlock, x: Tensor, other: Tensor | None, gr
     """
     source = x if other is None else other
     kept: list[Kept] = []
+    y, normalise = x, None
     for layer, norm in zip(block.branch, block.norms, strict=False):
-        kept.append(_layer(steps, layer, norm, kept[-1].y if kept else x, kept[-1].affine if kept else None, group))
-    last = kept[-1]
+        kept.append(_layer(steps, layer, norm, y, normalise, group))
+        y, normalise = kept[-1].y, affine(kept[-1].vectors)
+    assert normalise is not None
     shortcut = Shortcut(source) if block.identity else None
     if block.shortcut is not None:
         kept.append(_layer(steps, block.shortcut, block.norms[-1], source, None, group))
-        shortcut = Shortcut(kept[-1].y, kept[-1].affine)
-    if shortcut is not None and shortcut.x.shape != last.y.shape:
-        raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
-    end = last.y, last.affine, shortcut, block.relu
+        shortcut = Shortcut(kept[-1].y, affine(kept[-1].vectors))
+    if shortcut is not None and shortcut.x.shape != y.shape:
+        raise ValueError(f"shortcut: expected {tuple(y.shape)}, got {tuple(shortcut.x.shape)}")
+    end = y, normalise, shortcut, block.relu
     return steps.apply_pool(*end, block.pool) if block.pool[0] else steps.apply(*end), kept
 
 
 def _layer(steps: Steps, layer: ConvBN, norm: Norm, x: Tensor, prologue: Affine | None, group: str) -> Kept:
-    weight = nhwc(layer.weight.detach().to(x.dtype))
+    weight = _weight(layer, x)
     if norm is Norm.RUNNING:
         y = steps.conv_alone(x, weight, geometry(layer), prologue)
         wide = torch.promote_types(y.dtype, torch.float32)
         mean, invstd = layer.mean.to(wide), (layer.var.to(wide) + layer.eps).rsqrt()
         scale = invstd if layer.gamma is None else layer.gamma.to(wide) * invstd
         shift = -mean * scale if layer.beta is None else torch.addcmul(layer.beta.to(wide), mean, scale, value=-1)
-        return Kept(y, torch.stack([mean, invstd, scale, shift]).detach(), None)
+        return Kept(y, torch.stack([mean, invstd, scale, shift]), None)
     values = _values(x, layer)
     if values == 1 and norm is Norm.BATCH:
         size = torch.Size(layer.out_size(x))
@@ -76,7 +84,7 @@ def _layer(steps: Steps, layer: ConvBN, norm: Norm, x: Tensor, prologue: Affine 
         statistics = merged(statistics, group)
         # As if this process had all the deviations: m2 / values is the variance, and the host need not know the count.
         local = torch.stack([*statistics.unbind(1)[:2], statistics[:, 2] * (values / statistics[:, 0])], 1)
-    return Kept(y, steps.vectors(local, values, layer.gamma, layer.beta, layer.eps).detach(), statistics)
+    return Kept(y, steps.vectors(local, values, layer.gamma, layer.beta, layer.eps), statistics)
 
 
 def _values(x: Tensor, layer: ConvBN) -> int:
@@ -115,20 +123,23 @@ def backward(
     # How far back a gradient is of use: to the first layer that needs one, or through it to x.
     first = next((i for i in range(depth) if x_needed or any(wanted[i])), depth)
 
+    vectors = [layer.vectors.unbind() for layer in kept]  # mean, invstd, scale, shift
+    affines = [Affine(scale, shift) for _, _, scale, shift in vectors]
     shortcut = Shortcut(source) if block.identity else None
     if block.shortcut is not None:
-        shortcut = Shortcut(kept[-1].y, kept[-1].affine)
-    last = kept[depth - 1]
-    relu = Relu(last.affine, shortcut) if block.relu else None
+        shortcut = Shortcut(kept[-1].y, affines[-1])
+    last = kept[depth - 1].y
+    relu = Relu(affines[depth - 1], shortcut) if block.relu else None
     owned = False
     if block.pool[0]:
-        if shortcut is not None and shortcut.x.shape != last.y.shape:
-            raise ValueError(f"shortcut: expected {tuple(last.y.shape)}, got {tuple(shortcut.x.shape)}")
-        gradient = steps.pool_backward(last.y, gradient, last.affine, shortcut, block.relu, block.pool)
+        if shortcut is not None and shortcut.x.shape != last.shape:
+            raise ValueError(f"shortcut: expected {tuple(last.shape)}, got {tuple(shortcut.x.shape)}")
+        gradient = steps.pool_backward(last, gradient, affines[depth - 1], shortcut, block.relu, block.pool)
         owned = True
 
     def through_norm(i: int, g: Tensor, relu: Relu | None, overwrite: bool, keep: bool = False) -> list[Tensor | None]:
-        y, (mean, invstd, scale, _), statistics = kept[i]
+        y, _, statistics = kept[i]
+        mean, invstd, scale, _ = vectors[i]
         values = y.numel() // y.shape[1]
         reduce = _reduction(block.norms[i], statistics, values, group)
         dy, masked, sums = steps.norm_backward(
@@ -140,7 +151,7 @@ def backward(
 
     def weight_gradient(i: int, dy: Tensor, of: Tensor, prologue: Affine | None, layer: ConvBN) -> None:
         if wanted[i][0]:
-            dw = steps.wgrad(dy, of, layer.weight.shape, geometry(layer), prologue)
+            dw = steps.wgrad(dy, of, layer.weight, geometry(layer), prologue)
             found[i] = (dw, *found[i][1:])
 
     dy, masked = through_norm(depth - 1, gradient, relu, owned, shortcut is not None)
@@ -154,23 +165,21 @@ def backward(
         assert projected is not None
         weight_gradient(depth, projected, source, None, block.shortcut)
         if source_needed:
-            weight = nhwc(block.shortcut.weight.to(x.dtype))
-            dsource = steps.dgrad(projected, weight, source.shape, geometry(block.shortcut))
+            dsource = steps.dgrad(projected, _weight(block.shortcut, x), source, geometry(block.shortcut))
 
     dx: Tensor | None = None
     for i in reversed(range(first, depth)):
         layer = block.branch[i]
         assert dy is not None
-        previous = kept[i - 1] if i else None
-        of, prologue = (x, None) if previous is None else (previous.y, previous.affine)
+        of, prologue = (kept[i - 1].y, affines[i - 1]) if i else (x, None)
         weight_gradient(i, dy, of, prologue, layer)
         if i > first or x_needed:
             residual = dsource if i == 0 and other is None else None
-            g = steps.dgrad(dy, nhwc(layer.weight.to(x.dtype)), of.shape, geometry(layer), residual)
-            if previous is None:
+            g = steps.dgrad(dy, _weight(layer, x), of, geometry(layer), residual)
+            if prologue is None:
                 dx = g
             else:
-                dy, _ = through_norm(i - 1, g, Relu(previous.affine), True)
+                dy, _ = through_norm(i - 1, g, Relu(prologue), True)
     return Gradients(dx, dsource if other is not None and other_needed else None, found)
 
 

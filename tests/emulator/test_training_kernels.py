@@ -92,8 +92,8 @@ def test_every_bit_is_the_same_on_every_run(on: tuple[int, torch.dtype]) -> None
         return [
             *STEPS.conv(x, weight, layer.geometry, prologue),
             STEPS.conv_alone(x, weight, layer.geometry, prologue),
-            STEPS.dgrad(gradient, weight, x.shape, layer.geometry),
-            STEPS.wgrad(gradient, x, weight.shape, layer.geometry, prologue),
+            STEPS.dgrad(gradient, weight, x, layer.geometry),
+            STEPS.wgrad(gradient, x, weight, layer.geometry, prologue),
             STEPS.apply(y, known),
             STEPS.apply(y, *relu),
             sums,

@@ -153,8 +153,8 @@ def test_who_computes_what(monkeypatch: pytest.MonkeyPatch) -> None:
     def dgrad(name: str) -> list[str]:
         layer = LAYERS[name]
         launched.clear()
-        size = torch.Size((layer.n, layer.c, *layer.image))
-        steps.dgrad(layer.gradient(dtype), layer.weight(dtype), size, layer.geometry)
+        x, _ = layer.input(dtype)
+        steps.dgrad(layer.gradient(dtype), layer.weight(dtype), x, layer.geometry)
         return launched
 
     assert conv("1x1") == ["conv_sm80_bf16_128x32_copy16", "bn_merge_statistics"]

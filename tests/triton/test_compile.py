@@ -149,10 +149,10 @@ def trained_convolutions(dtype: torch.dtype) -> None:
     wide = Affine(torch.empty(256), torch.empty(256))
     third = empty(32, 256, 14, 14, dtype=dtype), torch.empty(256, 256, 3, 3, dtype=dtype)  # a tile of 64 x 128 on sm_80
     steps.conv(*third, Geometry((1, 1), (1, 1)), wide)
-    steps.wgrad(y, x, weight.shape, strided, affine)
-    steps.dgrad(y, weight, x.shape, strided)
-    steps.dgrad(y, weight, y.shape, Geometry((1, 1), (1, 1)))
-    steps.dgrad(y, small, x.shape, Geometry((2, 1)), x)
+    steps.wgrad(y, x, weight, strided, affine)
+    steps.dgrad(y, weight, x, strided)
+    steps.dgrad(y, weight, y, Geometry((1, 1), (1, 1)))
+    steps.dgrad(y, small, x, Geometry((2, 1)), x)
 
 
 def trained_norm(dtype: torch.dtype) -> None:

@@ -111,6 +111,6 @@ def test_empty_batch() -> None:
     y, statistics = STEPS.conv(x, weight, geometry)
     assert y.shape == x.shape
     assert torch.equal(statistics, torch.zeros(8, 3))
-    assert STEPS.dgrad(y, weight, x.shape, geometry).shape == x.shape
-    assert torch.equal(STEPS.wgrad(y, x, weight.shape, geometry), torch.zeros_like(weight))
+    assert STEPS.dgrad(y, weight, x, geometry).shape == x.shape
+    assert torch.equal(STEPS.wgrad(y, x, weight, geometry), torch.zeros_like(weight))
     assert torch.equal(STEPS.gradient_sums(y, y, torch.zeros(8)), torch.zeros(8, 2))
