@@ -249,7 +249,7 @@ def test_narrow_dtypes_take_the_reference(steps: CpuSteps) -> None:
 # Pages that a tensor of 24 MiB costs where several of its size were freed, after a step that trains.
 _REUSE = """
 import json, resource, torch, fastres
-model = fastres.ResNet18(width_per_group=64).train()
+model = fastres.ResNet18().train()
 model(torch.zeros(2, 3, 32, 32)).sum().backward()
 
 def pages():
