@@ -30,6 +30,11 @@ def replayed_time() -> float:
     return _now
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """None: what is timed has the machine to itself."""
+    return 0
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record", type=Path, help="save the record of this run, every sample in it")
 

@@ -53,19 +53,20 @@ limited() { timeout --signal=INT --kill-after=10 "${FASTRES_BENCH_SECONDS:-570}"
 suite() { # suite RECORD FILE... [pytest arguments]
   local record="$1"
   shift
-  limited "$python" -m pytest -q --benchmark-only --benchmark-columns=median,iqr,rounds --record "$record" "$@"
+  limited "$python" -m pytest --override-ini addopts= -q --benchmark-only --benchmark-columns=median,iqr,rounds --record "$record" "$@"
 }
 
 tests() {
   local logs status
   logs="$(mktemp -d)"
-  "$python" -m pytest -m gpu --collect-only -q tests "$@" | sed -n 's/^\(tests[^[ ]*::[^[ ]*\)\(\[.*\)\{0,1\}$/\1/p' |
+  "$python" -m pytest --override-ini addopts= -m gpu --collect-only -q tests "$@" | sed -n 's/^\(tests[^[ ]*::[^[ ]*\)\(\[.*\)\{0,1\}$/\1/p' |
     sort -u >"$logs/tests"
   export logs python
   # shellcheck disable=SC2016  # for the shell that xargs starts
   <"$logs/tests" limited xargs -d '\n' -P "$(nproc)" -I {} bash -c '
     log="$(mktemp "$logs/XXXXXX")"
-    timeout --foreground --kill-after=10 300 "$python" -m pytest -m gpu -q --tb=short -p no:cacheprovider "$1" >"$log" 2>&1
+    timeout --foreground --kill-after=10 300 "$python" -m pytest --override-ini addopts= -m gpu -q --tb=short \
+      -p no:cacheprovider "$1" >"$log" 2>&1
     status=$?
     echo "$1: $(tail -n 1 "$log")"
     [[ $status == 0 ]] || { grep -E "^(E  |FAILED|ERROR)" "$log" | cut -c 1-300 | head -n 40; exit 1; }' one-test {}

@@ -146,23 +146,25 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     """A tile for a problem that nobody measured: as large as still gives every multiprocessor one, if it fits."""
     if problem.family == "stem":
         # 128 columns hold the 112 of a 224-pixel image; more stages only take registers, as no load is asynchronous.
-        return Tile(128, min(64, _power_of_2(problem.n)), _power_of_2(problem.c), 8, 1)
+        n = min(32 if numbers == "float32" else 64, _power_of_2(problem.n))
+        return Tile(128, n, _power_of_2(problem.c), 8, 1)
     if problem.family == "wgrad":
         return _wgrad(problem, numbers, arch, multiprocessors)
     exact = numbers == "float32"  # computed outside the tensor cores, where operands take registers too
     backward = problem.family == "dgrad"  # its epilogue's addresses take registers as well
-    least_n, most_n = (64 if exact else 32), (64 if exact and backward else 128)
+    least_n, most_n = (64, 64) if exact else (32, 128)
     m, n = (128 if problem.m > 64 else 64), min(most_n, _power_of_2(problem.n))
     while -(-problem.m // m) * -(-problem.n // n) * problem.groups < multiprocessors and (m > 64 or n > least_n):
         m, n = (64, n) if m > 64 else (m, n // 2)
+    if problem.family == "conv_train" and m == 64:  # normalising x takes registers too
+        n = min(n, 64)
     k = 16 if exact else 32 if numbers == "tf32" else 64
     while k > 32 and problem.c % k:
         k //= 2
     stages = 4 if arch in (90, 100) and not exact else 3
     while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
         stages -= 1
-    wide = 64 if exact or (backward and numbers == "tf32") else 128
-    many = m * n >= 128 * wide or (problem.family == "conv_train" and n == 128)  # normalising x takes registers
+    many = exact or m * n >= 128 * (64 if backward and numbers == "tf32" else 128)
     return Tile(m, n, k, 8 if many else 4, stages)
 
 

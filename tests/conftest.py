@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections import Counter
@@ -24,7 +25,14 @@ torch.set_num_threads(1)  # the images are small: a second thread would mostly w
 hypothesis.settings.register_profile("fastres", deadline=None, derandomize=True, database=None, print_blob=True)
 hypothesis.settings.load_profile("fastres")
 
+MOST_PROCESSES = 8  # of about 2 GiB each
 _left_out: dict[str, list[str]] = {}  # by why
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """A process per core that this one may use, each of one thread; on one core no process but this."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_PROCESSES) if cores > 1 else 0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

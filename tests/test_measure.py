@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fastres
 from fastres import tf32
@@ -101,20 +103,50 @@ def test_parity_allows_twice_pytorchs_error_and_an_ulp():
         parity.check(torch.tensor([1.0 + 2**-9 + 2**-21, 2.0]), exact, baseline)
 
 
+def test_parity_holds_the_norm_too():
+    """Every error is allowed by the largest of PyTorch's, and all together are more than twice as much."""
+    exact = torch.zeros(100, dtype=torch.float64)
+    baseline, actual = torch.full((100,), 1e-4), torch.full((100,), 6e-4)
+    baseline[0] = 1e-3
+    assert parity.check(actual.where(torch.arange(100) < 4, 0), exact, baseline).error < 2 * baseline.max()
+    with pytest.raises(parity.ParityError, match=r"in norm, error 0\.006, allowed 0\.0028"):
+        parity.check(actual, exact, baseline)
+
+
+@given(n=st.integers(2, 2000), seed=st.integers(0, 2**16))
+def test_parity_of_equally_good_results_is_no_matter_of_luck(n, seed):
+    """Two draws of the same error, however few: a largest error alone would now and then be half of another."""
+    errors = torch.randn(2, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    errors *= n**0.5 / errors.norm(dim=1, keepdim=True)
+    exact = torch.zeros(n, dtype=torch.float64)
+    actual, baseline = (1e-3 * errors).float()
+    parity.check(actual, exact, baseline)
+    with pytest.raises(parity.ParityError):
+        parity.check(actual * 2.1, exact, baseline)
+
+
+def test_pytorchs_own_convolutions_are_in_channels_last():
+    x, weight = torch.randn(2, 8, 9, 8), torch.randn(6, 8, 3, 3)
+    with parity.pytorchs_own():
+        y = torch.nn.functional.conv2d(x, weight)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(y, torch.nn.functional.conv2d(x.contiguous(memory_format=torch.channels_last), weight))
+
+
 def test_pytorchs_own_in_tf32_is_of_rounded_operands_forward_and_backward():
     """On a CPU, which has no TF32, told to be the device: every other operator is as it was."""
-    given = [torch.randn(size, requires_grad=True) for size in ((2, 4, 9, 8), (6, 4, 3, 3))]
+    operands = [torch.randn(size, requires_grad=True) for size in ((2, 4, 9, 8), (6, 4, 3, 3))]
     gradient = torch.randn(2, 6, 7, 6)
-    near = [tf32.rounded(t.detach()).requires_grad_() for t in given]
-    with parity._OperandsInTf32("cpu"):
-        y = torch.nn.functional.conv2d(*given)
-        found = torch.autograd.grad(y, given, gradient)
-        assert torch.equal(given[0] * given[0], given[0].square())
-    expected = torch.nn.functional.conv2d(*near)
+    near = [tf32.rounded(t.detach()).requires_grad_() for t in operands]
+    with parity._AsFastresComputes(tf32="cpu"):
+        y = torch.nn.functional.conv2d(*operands)
+        found = torch.autograd.grad(y, operands, gradient)
+        assert torch.equal(operands[0] * operands[0], operands[0].square())
+    expected = torch.nn.functional.conv2d(near[0].contiguous(memory_format=torch.channels_last), near[1])
     assert torch.equal(y, expected)
     for ours, right in zip(found, torch.autograd.grad(expected, near, tf32.rounded(gradient)), strict=True):
         assert torch.equal(ours, right)
-    assert not torch.equal(y, torch.nn.functional.conv2d(*given))
+    assert not torch.equal(y, torch.nn.functional.conv2d(*operands))
 
 
 @pytest.mark.parametrize("allowed", [False, True])

@@ -211,7 +211,12 @@ def _descriptor(descriptor: Any, made: dict[str, Any] | None) -> list[Any]:
     geometry = [*descriptor.shape, *descriptor.strides]
     fill_nan = descriptor.padding == "nan"
     if made is None:
-        return [descriptor.base, *geometry, fill_nan, *geometry]
+        flags = [fill_nan]
+        if hasattr(descriptor, "round_f32_to_tf32"):  # since Triton 3.8
+            flags.append(descriptor.round_f32_to_tf32)
+        return [descriptor.base, *geometry, *flags, *geometry]
+    if made.get("is_im2col") or getattr(descriptor, "round_f32_to_tf32", False):
+        raise TypeError("a tensor descriptor is im2col or rounds to TF32, expected one that copies boxes as they are")
     view = descriptor.base.as_strided(descriptor.shape, descriptor.strides)
     tensor_map = TensorMap.tiled(view, made["block_size"], swizzle=_SWIZZLES[made["swizzle"]], fill_nan=fill_nan)
     return [tensor_map, *geometry]

@@ -53,17 +53,22 @@ def measured() -> dict[str, dict[str, Resources]]:
             name = match[1]
         elif usage := dict(re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", line)):
             shared, stack, local = (int(usage[key]) for key in ("SHARED", "STACK", "LOCAL"))
-            instructions = sizes[arch.removesuffix("a"), name] // INSTRUCTION_BYTES  # files lack the suffix
+            instructions = sizes[_chip(arch), name] // INSTRUCTION_BYTES
             found.setdefault(name, {})[arch] = Resources(int(usage["REG"]), shared, instructions, stack, local)
     return found
 
 
+def _chip(arch: str) -> str:
+    """`arch` without "a": whether a cubin's file name has it depends on the version of cuobjdump."""
+    return arch.removesuffix("a")
+
+
 def _code_sizes(binary: str) -> Iterator[tuple[tuple[str, str], int]]:
-    """((architecture, kernel), bytes of machine code), for every kernel in the binary."""
+    """((chip, kernel), bytes of machine code), for every kernel in the binary."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([CUOBJDUMP, "-xelf", "all", binary], cwd=folder, capture_output=True, check=True)
         for path in Path(folder).glob("*.cubin"):
-            arch = path.suffixes[-2].removeprefix(".")
+            arch = _chip(path.suffixes[-2].removeprefix("."))
             for section, size in _sections(path.read_bytes()):
                 if section.startswith(".text."):
                     yield (arch, section.removeprefix(".text.")), size

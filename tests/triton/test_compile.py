@@ -147,7 +147,7 @@ def trained_convolutions(dtype: torch.dtype) -> None:
     strided = Geometry((2, 1), (1, 1))
     steps.conv(x, weight, strided, affine)
     wide = Affine(torch.empty(256), torch.empty(256))
-    third = empty(32, 256, 14, 14, dtype=dtype), torch.empty(256, 256, 3, 3, dtype=dtype)  # a tile of 64 x 128 on sm_80
+    third = empty(32, 256, 14, 14, dtype=dtype), torch.empty(256, 256, 3, 3, dtype=dtype)  # 64 rows a tile on sm_80
     steps.conv(*third, Geometry((1, 1), (1, 1)), wide)
     steps.wgrad(y, x, weight, strided, affine)
     steps.dgrad(y, weight, x, strided)

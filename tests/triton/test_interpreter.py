@@ -19,7 +19,8 @@ FAMILIES = ["conv", "gemm", "projection", "stem", "head", "backend", "tune", "tr
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("on", ["interpreter", pytest.param("gpu", marks=pytest.mark.gpu)])
 def test_family(on: str, family: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / f"{family}.py")]
+    alone = ["--override-ini", "addopts=", "-p", "no:cacheprovider"]  # in one process
+    command = [sys.executable, "-m", "pytest", "-q", *alone, str(FOLDER / f"{family}.py")]
     environment = os.environ | {"TRITON_INTERPRET": "1" if on == "interpreter" else "0"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
