@@ -21,6 +21,7 @@ import torch
 from models import image, randomize, small_pair
 from tolerance import assert_right, assert_same_function, to_oracle
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.models import resnet as tv
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -288,12 +289,14 @@ def test_a_deleted_model_is_freed() -> None:
     ours, _ = small_pair()
     with torch.no_grad():
         ours(image())
-    weights = [weakref.ref(p.untyped_storage()) for p in ours.parameters() if p.dim() > 1]
+    weights = [StorageWeakRef(p.untyped_storage()) for p in ours.parameters() if p.dim() > 1]
     parameters = [weakref.ref(p) for p in ours.parameters()]
-    assert all(ref() is not None for ref in weights + parameters)
+    assert not any(ref.expired() for ref in weights)
+    assert all(ref() is not None for ref in parameters)
     del ours
     gc.collect()
-    assert not any(ref() is not None for ref in weights + parameters)
+    assert all(ref.expired() for ref in weights)
+    assert not any(ref() is not None for ref in parameters)
 
 
 def test_refresh_frees_what_was_folded() -> None:

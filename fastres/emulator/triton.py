@@ -112,19 +112,27 @@ def emulated(
     Raises:
         ValueError: The target is neither 80 nor 90.
     """
-    from triton.runtime import driver
-
     if target not in _DEVICES:
         raise ValueError(f"target is {target!r}, expected one of {', '.join(map(str, _DEVICES))}")
     options = {"seed": seed, "strict": strict, "resident": resident, "trace": trace}
     addresses = frozenset(tensor.data_ptr() for tensor in fresh)
     standing_in = _Driver(target, multiprocessors or _DEVICES[target][1], addresses, options)
-    before = driver._active
+    with active(standing_in):
+        yield standing_in.reports
+
+
+@contextmanager
+def active(standing_in: object) -> Iterator[None]:
+    """Within it, `standing_in` is Triton's driver. The one before may not exist yet, and is not made to."""
+    from triton.runtime import driver
+
+    slot = "_active" if hasattr(driver, "_active") else "active"  # until Triton 3.4
+    before = getattr(driver, slot)
     driver.set_active(standing_in)
     try:
-        yield standing_in.reports
+        yield
     finally:
-        driver._active = before
+        setattr(driver, slot, before)
 
 
 def _device(target: int) -> tuple[str, int]:

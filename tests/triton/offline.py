@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 from fastres import tuning
+from fastres.emulator.triton import active
 from fastres.kernels.bn_act import apply_kernel, backward_kernel, sums_kernel
 from fastres.kernels.conv import conv_kernel
 from fastres.kernels.dgrad import dgrad_kernel
@@ -105,12 +105,10 @@ class OfflineDriver:
 def target(arch: int) -> Iterator[OfflineDriver]:
     """Within it, Triton compiles for `arch`, afresh; the driver given lists what."""
     offline = OfflineDriver(arch)
-    before = driver._active
-    driver.set_active(offline)
     try:
-        yield offline
+        with active(offline):
+            yield offline
     finally:
-        driver._active = before
         for kernel in KERNELS:
             for compiled in kernel.device_caches.pop(arch, ({},))[0].values():
                 names = kernel.arg_names
