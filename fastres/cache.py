@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
+
+from . import files
 
 
 def path(name: str) -> Path:
@@ -17,12 +18,4 @@ def path(name: str) -> Path:
 def replace(file: Path, text: str) -> None:
     """Makes `text` the content of `file`, whole: a reader sees the old or the new one. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.name, suffix=".tmp", delete=False) as new:
-        temporary = Path(new.name)
-        try:
-            new.write(text)
-            new.close()
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    files.write(file, text)

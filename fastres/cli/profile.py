@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..measure import page, profile, profile_tables, results
+    from .. import files
+    from ..measure import page, profile, profile_tables
 
     if (args.model is None) == (args.show is None):
         raise UsageError("expected MODEL, or --show FILE")
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         measuring.save(record, args.json)
     if args.html:
         with measuring.writing(args.html):
-            results.write(page.page(record), args.html)
+            files.write(args.html, page.page(record))
     return 1 if profile.failures(record) else 0
 
 

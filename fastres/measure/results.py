@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -18,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .. import files
 from .compare import FAILED, OK, Row
 from .environment import environment
 from .roofline import Ceilings, Cost, layers
@@ -84,31 +82,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def save(result: dict[str, Any], path: Path) -> None:
-    """Writes `result` to `path`, whole or not at all. Raises OSError where it cannot."""
-    write(json.dumps(result, indent=1) + "\n", path)
-
-
-def write(text: str, path: Path) -> None:
-    """Writes `text` to `path` in UTF-8, whole or not at all. Raises OSError where it cannot."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def publish(name: str, path: Path) -> None:
-    """Gives mkstemp's private file `name` the permissions of any other, and `path`'s place."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
-    os.replace(name, path)
+    """Writes `result` to `path`, whole or not at all. Raises OSError if it cannot."""
+    files.write(path, json.dumps(result, indent=1) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import files
 from .errors import TrainingError
 
 FORMAT = 1
 _KEYS = ("format", "recipe", "iteration", "epoch_sums", "model", "optimizer", "scaler", "random")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`: under any failure or kill, what was there before is there still, or all of `data` is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -39,7 +23,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     try:
-        write_atomically(path, buffer.getvalue())
+        files.write(path, buffer.getbuffer())
     except OSError as error:
         kept = " (the one before it is intact)" if path.exists() else ""
         raise TrainingError(f"cannot write the checkpoint {path}: {error.strerror or error}{kept}") from error

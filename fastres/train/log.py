@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from .checkpoint import write_atomically
+from .. import files
 from .errors import TrainingError
 
 
@@ -33,7 +33,7 @@ class CurveLog:
         rows = [row for row in read(path) if row.iteration <= kept] if kept and path.exists() else []
         text = ",".join(Row._fields) + "\n" + "".join(map(_line, rows))
         try:
-            write_atomically(path, text.encode())
+            files.write(path, text)
         except OSError as error:
             raise TrainingError(f"cannot write the log {path}: {error.strerror or error}") from error
 
