@@ -44,13 +44,22 @@ def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         yield temporary
-        _sync(temporary, os.O_RDWR)
+        sync(temporary)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def sync(path: Path, flags: int = os.O_RDWR) -> None:
+    """Returns once the content of the file at `path` is on disk. Raises OSError if that fails."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -90,20 +99,12 @@ def _prefix(target: Path) -> str:
     return f".{target.name[:40]}."  # short, as a name may have 255 bytes
 
 
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_folder(folder: Path) -> None:
     """Makes a renaming in `folder` last, where the system can."""
     if os.name == "nt":
         return
     try:
-        _sync(folder, os.O_RDONLY)
+        sync(folder, os.O_RDONLY)
     except PermissionError:  # a folder that may be written to, but not read
         return
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -152,9 +152,21 @@ def read_run(folder: Path) -> tuple[train.Recipe, dict[str, Any]]:
 
 
 def free_folder(parent: Path, name: str) -> Path:
-    """parent/name, or parent/name-2 and so on where that is taken."""
+    """A new folder: parent/name, or parent/name-2 and so on if that is taken. Raises TrainingError if it cannot be."""
     folder, count = parent / name, 1
-    while os.path.lexists(folder):
-        count += 1
-        folder = parent / f"{name}-{count}"
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps of a process that began at the same moment
+            count += 1
+            folder = parent / f"{name}-{count}"
+        except OSError as error:
+            raise train.TrainingError(f"cannot create the folder {folder}: {error.strerror or error}") from error
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes `folder` and the one around it as far as they are empty."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
