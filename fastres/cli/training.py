@@ -17,7 +17,7 @@ from .. import train
 from ..train import checkpoint, distributed
 from ..train import data as datasets
 from .arguments import default_device, device, integer
-from .errors import CommandError, UsageError
+from .errors import CommandError, UsageError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def run(
             return trainer.run()
         except train.Interrupted as stopped:
             if world.rank == 0:
-                print(f"fastres: {stopped}; go on with --resume {folder}", file=sys.stderr)
+                print(f"fastres: {stopped}; go on with --resume {printable(folder)}", file=sys.stderr)
             raise KeyboardInterrupt from stopped
 
 
@@ -147,8 +147,10 @@ def read_run(folder: Path) -> tuple[train.Recipe, dict[str, Any]]:
     state = checkpoint.load(path)
     try:
         return train.Recipe.from_dict(state["recipe"]), state
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise train.TrainingError(f"{path} is not a checkpoint of 'fastres train': its recipe lacks {error}") from error
+    except (TypeError, train.SettingError) as error:
+        raise train.TrainingError(f"{path} is not a checkpoint of 'fastres train': its recipe: {error}") from error
 
 
 def free_folder(parent: Path, name: str) -> Path:

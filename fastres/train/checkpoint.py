@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .. import files
+from .. import files, safe_load
 from .errors import TrainingError
 
 FORMAT = 1
@@ -32,19 +32,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The state in a checkpoint of `save`, on the CPU. Raises TrainingError, with the reason, for anything else."""
     try:
-        data = path.read_bytes()
+        state = safe_load.load(path)
     except OSError as error:
         raise TrainingError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    try:
-        state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch.load raise nearly anything
-        raise TrainingError(f"{path} is not a checkpoint: {type(error).__name__}: {_first_line(error)}") from error
+    except safe_load.UnreadableError as error:
+        raise TrainingError(f"{path} {error}") from error
     if not isinstance(state, dict) or any(key not in state for key in _KEYS):
         raise TrainingError(f"{path} is not a checkpoint of 'fastres train': expected the keys {', '.join(_KEYS)}")
     if state["format"] != FORMAT:
         raise TrainingError(f"{path} has format {state['format']!r}, expected {FORMAT}: another version wrote it")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

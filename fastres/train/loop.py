@@ -239,10 +239,12 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.iteration, self.epoch_sums = int(state["iteration"]), [float(value) for value in state["epoch_sums"]]
+            if not 0 <= self.iteration <= self.total:
+                raise ValueError(f"iteration: expected 0 to {self.total}, got {self.iteration}")
             torch.set_rng_state(state["random"]["cpu"])
             if self.device.type == "cuda" and "cuda" in state["random"]:
                 torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             told = " ".join(str(error).split())[:300]
             raise TrainingError(f"the checkpoint does not fit {self.recipe.model}: {told}") from error
 
