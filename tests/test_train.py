@@ -233,6 +233,44 @@ def test_a_folder_of_images_trains(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["classify", image, "--weights", f"{out}/checkpoint.pt", "--model", "resnet18"]) == 0
 
 
+def _removed(path: Path) -> None:
+    (path / "train/cat/0.png").unlink()
+
+
+def _renamed(path: Path) -> None:
+    (path / "val/cat/0.png").rename(path / "val/cat/9.png")
+
+
+def _replaced(path: Path) -> None:
+    Image.new("RGB", (50, 50)).save(path / "train/dog/1.png")
+
+
+def _moved(path: Path) -> None:
+    (path / "train/dog/1.png").rename(path / "train/cat/3.png")
+
+
+@pytest.mark.parametrize("change", [_removed, _renamed, _replaced, _moved])
+def test_a_folder_that_changed_is_not_resumed(change: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = folder_recipe(make_folder(tmp_path / "images"), epochs=2)
+    trainer = Trainer(made, datasets.load(made), tmp_path / "run")
+    trainer.log = log.CurveLog(make_empty(tmp_path / "run") / "log.csv", 0)
+    trainer._save()
+    before = (tmp_path / "run/checkpoint.pt").read_bytes()
+    state = checkpoint.load(tmp_path / "run/checkpoint.pt")
+    Trainer(made, datasets.load(made), tmp_path / "run", state=state)  # the same images
+    change(tmp_path / "images")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fastres: error: the data set changed since the checkpoint was written: expected 4 and 4 ")
+    assert error.count("\n") == 1
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == before
+
+
+def make_empty(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 # --- the loop
 
 

@@ -230,10 +230,16 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random,
+            "data": self.data.identity,
         }
         checkpoint.save(self.path, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if (known := state.get("data", "")) != self.data.identity and known:  # older checkpoints have none
+            raise TrainingError(
+                f"the data set changed since the checkpoint was written: expected {known}, got {self.data.identity}; "
+                "restore it, or begin a new run"
+            )
         try:
             self.net.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
