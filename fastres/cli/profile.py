@@ -69,13 +69,17 @@ def run(args: argparse.Namespace) -> int:
     if record["kind"] != profile.KIND:
         raise UsageError(f"argument --show: {args.show}: expected a profile's record, got one of {record['kind']}")
     console = measuring.console(FULL)
-    console.print(profile_tables.tables(record, wide=console.width >= WIDE))
+    with measuring.from_record(args.show):
+        tables = profile_tables.tables(measuring.plain(record), wide=console.width >= WIDE)
+        html = page.page(record) if args.html else ""
+        failures = profile.failures(record)
+    console.print(tables)
     if args.json:
         measuring.save(record, args.json)
     if args.html:
         with measuring.writing(args.html):
-            files.write(args.html, page.page(record))
-    return 1 if profile.failures(record) else 0
+            files.write(args.html, html)
+    return 1 if failures else 0
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from .statistics import Summary, speedup, summarize
 from .timing import ROUNDS
 
 SCHEMA = 1
+_PARTS = {"kind": str, "date": str, "environment": dict, "settings": dict, "ceilings": dict, "rows": list}
+_LONGEST = 1 << 28  # characters
 
 
 def record(
@@ -87,13 +89,22 @@ def save(result: dict[str, Any], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a record. Raises OSError where it cannot be read, ValueError where it is none of this schema."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    """Reads a record. Raises OSError if it cannot be read, ValueError if it is none of this schema, or damaged."""
+    with open(path, encoding="utf-8") as file:  # perhaps a pipe, or a device without end
+        try:
+            text = file.read(_LONGEST + 1)
+            if len(text) > _LONGEST:
+                raise ValueError(f"expected at most {_LONGEST:,} characters")
+            result = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         raise ValueError(f"{path}: expected a fastres record of schema {SCHEMA}")
+    for name, kind in _PARTS.items():
+        if not isinstance(result.get(name), kind):
+            raise ValueError(f"{path}: damaged: {name}: expected a {kind.__name__}, got {result.get(name)!r:.40}")
+    if odd := next((row for row in result["rows"] if not isinstance(row, dict)), None):
+        raise ValueError(f"{path}: damaged: rows: expected objects, got {odd!r:.40}")
     return result
 
 
