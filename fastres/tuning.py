@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import cache
+from . import cache, files
 
 VERSION = 1
+_FILE = "tuning.json"
 Run = Callable[..., torch.Tensor]  # takes `tile`
 INTERPRETED = 80  # the architecture that Triton's interpreter passes for
 _PACKAGE = Path(__file__).resolve().parent
@@ -216,21 +217,22 @@ def _bytes(problem: Problem, m: int, n: int, k: int, stages: int, numbers: str, 
 def record(measured: Mapping[Problem, Tile], numbers: str, arch: int) -> Path:
     """Adds measured tiles to the user's table, which `choose` asks first, and returns where it is.
 
-    The file is replaced whole, so a reader sees the old or the new one; of two writers at once the later one's entries
-    stand.
+    The file is replaced whole, so a reader sees the old or the new one, and what other processes added meanwhile stays.
+    Raises OSError if it cannot be written.
     """
-    path = user_table()
-    tiles = _read(path)
-    of_arch = tiles.setdefault(f"sm_{arch}", {}).setdefault(numbers, {})
-    of_arch.update({problem.key(): list(tile) for problem, tile in measured.items()})
-    cache.replace(path, json.dumps({"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}, indent=1))
+    with cache.changing(_FILE) as path:
+        tiles = _read_user()
+        of_arch = tiles.setdefault(f"sm_{arch}", {}).setdefault(numbers, {})
+        of_arch.update({problem.key(): list(tile) for problem, tile in measured.items()})
+        content = {"version": VERSION, "kernels": kernels_digest(), "tiles": tiles}
+        files.write(path, json.dumps(content, indent=1))
     refresh()
     return path
 
 
 def user_table() -> Path:
     """Where the user's own table is."""
-    return cache.path("tuning.json")
+    return cache.path(_FILE)
 
 
 def refresh() -> None:
@@ -248,13 +250,23 @@ def kernels_digest() -> str:
 
 @functools.cache
 def _tables() -> tuple[dict[str, Any], ...]:
-    return _read(user_table()), _read(_PACKAGE / "data" / "tuning.json")
+    packaged = _PACKAGE / "data" / _FILE
+    return _read_user(), _parse(packaged.read_text(encoding="utf-8"), packaged) if packaged.is_file() else {}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The tiles of one table; none where it is missing, of another version or other kernels, or damaged (it warns)."""
+def _read_user() -> dict[str, Any]:
     try:
-        table = json.loads(path.read_text())
+        text = cache.read(_FILE)
+    except (OSError, UnicodeDecodeError) as error:
+        _warn(user_table(), error)
+        return {}
+    return {} if text is None else _parse(text, user_table())
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    """The tiles of one table; none if it is of another version or other kernels, or damaged (it warns)."""
+    try:
+        table = json.loads(text)
         if table["version"] != VERSION or table.get("kernels", kernels_digest()) != kernels_digest():
             return {}
         for of_arch in table["tiles"].values():
@@ -263,11 +275,13 @@ def _read(path: Path) -> dict[str, Any]:
                     if not all(type(side) is int and side > 0 for side in Tile(*tile)):
                         raise ValueError(f"{key}: {tile} is no tile")
         return table["tiles"]
-    except FileNotFoundError:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        _warn(path, error)
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        warnings.warn(f"the tuning table {path} cannot be used ({error!r}) and is passed over", stacklevel=2)
-        return {}
+
+
+def _warn(path: Path, error: Exception) -> None:
+    warnings.warn(f"the tuning table {path} cannot be used ({error!r}) and is passed over", stacklevel=3)
 
 
 def _power_of_2(value: int) -> int:

@@ -167,6 +167,7 @@ def test_a_lost_process_ends_the_run_with_a_usable_checkpoint(tmp_path: Path) ->
     made = Recipe.from_dict(state["recipe"])
     trainer = Trainer(made, datasets.load(made), tmp_path, state=state)
     assert trainer.iteration == state["iteration"] > 0
+    log.CurveLog(tmp_path / "log.csv", trainer.iteration)
     assert log.read(tmp_path / "log.csv")[-1].iteration == trainer.iteration
     assert 0 <= trainer.test_error() <= 100
 

@@ -517,7 +517,7 @@ def test_a_full_disk_leaves_the_old_record(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         results.save(_record(), path)
     assert path.read_text() == "old"

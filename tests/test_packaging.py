@@ -80,7 +80,7 @@ def test_metadata(shipped: Shipped) -> None:
     assert described["License-Expression"] == "BSD-3-Clause"
     assert described["Requires-Python"] == ">=3.10"
     required = {r.split(">")[0].split(";")[0] for r in described.get_all("Requires-Dist") if "extra ==" not in r}
-    assert required == {"torch", "torchvision", "triton", "numpy", "pillow", "rich"}
+    assert required == {"torch", "torchvision", "triton", "filelock", "numpy", "pillow", "rich"}
     assert commands == {"fastres": "fastres.cli:main"}
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import fastres
-from fastres.cli import main
+from fastres.cli import main, training
 from fastres.models import cifar, plain
 from fastres.train import Interrupted, Recipe, SettingError, Trainer, TrainingError, checkpoint, log, plot, recipe
 from fastres.train import data as datasets
@@ -233,6 +233,44 @@ def test_a_folder_of_images_trains(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["classify", image, "--weights", f"{out}/checkpoint.pt", "--model", "resnet18"]) == 0
 
 
+def _removed(path: Path) -> None:
+    (path / "train/cat/0.png").unlink()
+
+
+def _renamed(path: Path) -> None:
+    (path / "val/cat/0.png").rename(path / "val/cat/9.png")
+
+
+def _replaced(path: Path) -> None:
+    Image.new("RGB", (50, 50)).save(path / "train/dog/1.png")
+
+
+def _moved(path: Path) -> None:
+    (path / "train/dog/1.png").rename(path / "train/cat/3.png")
+
+
+@pytest.mark.parametrize("change", [_removed, _renamed, _replaced, _moved])
+def test_a_folder_that_changed_is_not_resumed(change: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = folder_recipe(make_folder(tmp_path / "images"), epochs=2)
+    trainer = Trainer(made, datasets.load(made), tmp_path / "run")
+    trainer.log = log.CurveLog(make_empty(tmp_path / "run") / "log.csv", 0)
+    trainer._save()
+    before = (tmp_path / "run/checkpoint.pt").read_bytes()
+    state = checkpoint.load(tmp_path / "run/checkpoint.pt")
+    Trainer(made, datasets.load(made), tmp_path / "run", state=state)  # the same images
+    change(tmp_path / "images")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fastres: error: the data set changed since the checkpoint was written: expected 4 and 4 ")
+    assert error.count("\n") == 1
+    assert (tmp_path / "run/checkpoint.pt").read_bytes() == before
+
+
+def make_empty(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 # --- the loop
 
 
@@ -317,6 +355,67 @@ def test_a_killed_process_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
+def test_one_process_at_a_time_trains_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second refuses and changes nothing; once the first was killed, another may go on."""
+    arguments = ["train", "--model", "resnet8", "--batch", "700", "--device", "cpu"]
+    script = (
+        "import torch; torch.set_num_threads(1); from fastres.cli import main; "
+        f"main({[*arguments, '--epochs', '100000', '--out', 'run']})"
+    )
+    path = os.pathsep.join([str(Path(fastres.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+    folder = tmp_path / "run"
+    try:
+        while not (folder / "checkpoint.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)  # at whatever moment; it still trains into the folder
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        assert main(["train", "--resume", str(folder), "--device", "cpu"]) == 1
+        error = capsys.readouterr().err
+        assert error == (
+            f"fastres: error: another process is training into {folder}: wait until it ends, or choose another folder\n"
+        )
+        with pytest.raises(TrainingError, match="another process is training into"):
+            Trainer(tiny(), datasets.load(tiny()), folder).run()
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    finally:
+        process.kill()
+        process.wait()
+    state = checkpoint.load(folder / "checkpoint.pt")
+    made = Recipe.from_dict({**state["recipe"], "epochs": state["iteration"] // 2 + 1})
+    Trainer(made, datasets.load(made), folder, state=state).run()
+    assert checkpoint.load(folder / "checkpoint.pt")["iteration"] > state["iteration"]
+
+
+def test_a_run_that_another_process_moved_on_or_began(tmp_path: Path, digits: datasets.Data) -> None:
+    """Between the look into the folder and the claim to it."""
+    fresh = Trainer(tiny(), digits, tmp_path)
+    Trainer(tiny(epochs=1), digits, tmp_path).run()
+    state = checkpoint.load(tmp_path / "checkpoint.pt")
+    stale = Trainer(tiny(), digits, tmp_path, state=state)
+    Trainer(tiny(epochs=2), digits, tmp_path, state=state).run()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(TrainingError, match="holds a run already: --resume goes on with it"):
+        fresh.run()
+    with pytest.raises(TrainingError, match="moved from iteration 7 to 14 since its checkpoint was read: --resume"):
+        stale.run()
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path, digits: datasets.Data) -> None:
+    (tmp_path / ".checkpoint.pt.0123456789abcdef.tmp").write_bytes(b"half")
+    Trainer(tiny(epochs=1), digits, tmp_path).run()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "checkpoint.pt", "log.csv"]
+
+
+def test_new_folders_of_processes_that_begin_at_once_differ(tmp_path: Path) -> None:
+    assert [training.free_folder(tmp_path / "runs", "a").name for _ in range(3)] == ["a", "a-2", "a-3"]
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"cannot create the folder .*: Not a directory"):
+        training.free_folder(tmp_path / "file", "a")
+
+
 def test_an_interrupt_saves_this_very_moment(tmp_path: Path, digits: datasets.Data) -> None:
     """At iteration 20 of an epoch of 71, where the losses are looked at."""
     trainer = Trainer(
@@ -364,23 +463,31 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     Trainer(tiny(epochs=1), digits, tmp_path).run()
     kept = (tmp_path / "checkpoint.pt").read_bytes()
 
+    fsync = os.fsync
+
     def full(file: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if ".checkpoint.pt" in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
 
     trainer = Trainer(tiny(), digits, tmp_path, state=checkpoint.load(tmp_path / "checkpoint.pt"))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TrainingError, match=r"cannot write the checkpoint .*No space left on device.*is intact"):
         trainer.run()
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "log.csv"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "checkpoint.pt", "log.csv"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_full_disk_under_the_log(tmp_path: Path, digits: datasets.Data) -> None:
-    trainer = Trainer(tiny(), digits, tmp_path)
-    trainer.log.path = Path("/dev/full")
+    written = log.CurveLog(tmp_path / "log.csv", 0)
+    written.path = Path("/dev/full")
     with pytest.raises(TrainingError, match=r"cannot write the log /dev/full: No space left on device"):
-        trainer.run()
+        written.append([log.Row(1, 1, 0.1, 1.0, 50.0)])
+    (tmp_path / "log.csv").unlink()
+    (tmp_path / "log.csv").symlink_to("/dev/full")
+    with pytest.raises(TrainingError, match=r"cannot write the log .*/log.csv: No space left on device"):
+        Trainer(tiny(), digits, tmp_path).run()
 
 
 def test_a_log_cut_short_by_a_kill(tmp_path: Path) -> None:
@@ -392,6 +499,11 @@ def test_a_log_cut_short_by_a_kill(tmp_path: Path) -> None:
     assert log.read(path) == rows[:2]
     log.CurveLog(path, 1)
     assert log.read(path) == rows[:1]
+    with pytest.warns(UserWarning, match=r"log.csv lacks 2 of the 3 iterations so far: its curves have a gap"):
+        log.CurveLog(path, 3)
+    path.write_bytes(path.read_bytes()[:-5] + bytes(4) + b"\n")
+    with pytest.raises(TrainingError, match=r"is damaged: .*; without this file, --resume goes on"):
+        log.CurveLog(path, 1)
     path.write_text("iteration,loss\n1,2\n")
     with pytest.raises(TrainingError, match="is not a log of 'fastres train'"):
         log.read(path)

@@ -12,7 +12,6 @@ CUDA kernels for Hopper.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
@@ -24,11 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import cache, native, tuning
+from .. import cache, files, native, tuning
 from ..layer import ConvBN
 from .verification import architecture
 
 VERSION = 1
+_FILE = "ranking.json"
 CONV, RESIDUAL, PROJECTION, SHORTCUT = "conv", "residual", "projection", "shortcut"
 STEM, STEM_UINT8 = "stem", "stem_uint8"
 ONE_PASS = (PROJECTION, STEM, STEM_UINT8)  # what takes a library's convolution a second pass over memory
@@ -72,13 +72,16 @@ def arithmetic(dtype: torch.dtype) -> str:
 
 
 def record(winners: Mapping[str, str], numbers: str, device: torch.device) -> Path:
-    """Adds winners, names of backends by `key`, of problems computed in `numbers` on `device` to the user's table."""
+    """Adds winners, names of backends by `key`, of problems computed in `numbers` on `device` to the user's table.
+
+    What other processes added meanwhile stays. Raises OSError if the table cannot be written.
+    """
     global changes
-    table = copy.deepcopy(_table())
-    of_numbers = table.setdefault(architecture(device), {}).setdefault(numbers, {})
-    of_numbers.update(winners)
-    path = user_table()
-    cache.replace(path, json.dumps({"version": VERSION, "measured": _measured_with(), "fastest": table}, indent=1))
+    with cache.changing(_FILE) as path:
+        table = _read()
+        table.setdefault(architecture(device), {}).setdefault(numbers, {}).update(winners)
+        content = {"version": VERSION, "measured": _measured_with(), "fastest": table}
+        files.write(path, json.dumps(content, indent=1))
     _table.cache_clear()
     changes += 1
     return path
@@ -86,7 +89,7 @@ def record(winners: Mapping[str, str], numbers: str, device: torch.device) -> Pa
 
 def user_table() -> Path:
     """Where the user's own table is."""
-    return cache.path("ranking.json")
+    return cache.path(_FILE)
 
 
 def refresh() -> None:
@@ -119,10 +122,16 @@ def _measured_with() -> str:
 
 @functools.cache
 def _table() -> dict[str, dict[str, dict[str, str]]]:
+    """The table as it was when first asked for."""
+    return _read()
+
+
+def _read() -> dict[str, dict[str, dict[str, str]]]:
     """By architecture, arithmetic and problem. Empty where missing or of other kernels, or damaged (it warns)."""
-    path = user_table()
     try:
-        content: Any = json.loads(path.read_text())
+        if (text := cache.read(_FILE)) is None:
+            return {}
+        content: Any = json.loads(text)
         if content["version"] != VERSION or content["measured"] != _measured_with():
             return {}
         table = content["fastest"]
@@ -131,8 +140,7 @@ def _table() -> dict[str, dict[str, dict[str, str]]]:
         ):
             raise ValueError("a winner is no name")
         return table
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        path = user_table()
         warnings.warn(f"the ranking of backends {path} cannot be used ({error!r}) and is passed over", stacklevel=2)
         return {}

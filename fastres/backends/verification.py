@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from .. import cache
+from .. import cache, files
 
 _FILE = "verified.json"
 UNVERIFIED = "emulated, not yet verified on hardware"  # of our kernels as they are: what ran, docs/kernels.md says
@@ -72,10 +72,10 @@ def records() -> frozenset[Record]:
 
 
 def add(record: Record) -> Path:
-    """Adds a record to this machine's file, atomically, and returns the file. Raises OSError where that fails."""
+    """Adds a record to this machine's file, to those of other processes, and returns the file. Raises OSError."""
     global changes
-    path = local_path()
-    cache.replace(path, json.dumps([entry._asdict() for entry in sorted(_local() | {record})], indent=2) + "\n")
+    with cache.changing(_FILE) as path:
+        files.write(path, json.dumps([entry._asdict() for entry in sorted(_local() | {record})], indent=2) + "\n")
     records.cache_clear()
     changes += 1
     return path
@@ -87,25 +87,26 @@ def local_path() -> Path:
 
 
 def _packaged() -> frozenset[Record]:
-    path = files("fastres.data") / _FILE
+    path = resources.files("fastres.data") / _FILE
     return frozenset(_parse(path.read_text() if path.is_file() else "[]", str(path)))
 
 
 def _local() -> frozenset[Record]:
-    path = local_path()
     try:
-        return frozenset(_parse(path.read_text(), str(path)))
-    except FileNotFoundError:
-        return frozenset()
+        text = cache.read(_FILE)
     except (OSError, UnicodeDecodeError) as error:
-        warnings.warn(f"cannot read {path}: {error}; taken as empty", stacklevel=2)
+        warnings.warn(f"cannot read {local_path()}: {error}; taken as empty", stacklevel=2)
         return frozenset()
+    return frozenset() if text is None else frozenset(_parse(text, str(local_path())))
 
 
 def _parse(text: str, origin: str) -> list[Record]:
     try:
         entries: Any = json.loads(text)
-        return [Record(**{field: str(entry[field]) for field in Record._fields}) for entry in entries]
-    except (ValueError, TypeError, KeyError) as error:
+        found = [Record(**{field: str(entry[field]) for field in Record._fields}) for entry in entries]
+        if not all(text.isprintable() for record in found for text in record):  # these are shown on terminals
+            raise ValueError("a control character in a record")
+        return found
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         warnings.warn(f"{origin} is no list of verification records ({error!r}); taken as empty", stacklevel=2)
         return []

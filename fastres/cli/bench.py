@@ -76,10 +76,13 @@ def run(args: argparse.Namespace) -> int:
 
     result = measuring.load(args.show) if args.show else _measure(args)
     console = measuring.console()
-    console.print(results.tables(result, wide=console.width >= 115))
+    with measuring.from_record(args.show):
+        tables = results.tables(measuring.plain(result), wide=console.width >= 115)
+        failures = results.failures(result)
+    console.print(tables)
     if args.json:
         measuring.save(result, args.json)
-    return 1 if results.failures(result) else 0
+    return 1 if failures else 0
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import CommandError, UsageError
+from .errors import CommandError, UsageError, printable
 
 if TYPE_CHECKING:
     import torch
@@ -50,13 +50,36 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The record in `path`, an argument's."""
+    """The record in `path`, which --show names."""
     from ..measure import results
 
     try:
         return results.load(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"argument --show: {error}") from error
+
+
+def plain(record: Any) -> Any:
+    """`record` with every text in it fit for a terminal: escapes are spelled out."""
+    if isinstance(record, dict):
+        return {plain(name): plain(value) for name, value in record.items()}
+    if isinstance(record, list):
+        return [plain(value) for value in record]
+    return printable(record) if isinstance(record, str) else record
+
+
+@contextmanager
+def from_record(path: Path | None) -> Iterator[None]:
+    """Within it tables and pages are made of the record in `path`: what is damaged there is a usage error, in one line.
+
+    A record that was just measured has no path, and its errors are ours.
+    """
+    try:
+        yield
+    except Exception as error:  # values of wrong types, or none, make nearly anything of arithmetic
+        if path is None:
+            raise
+        raise UsageError(f"argument --show: {path}: damaged: {type(error).__name__}: {error}") from error
 
 
 def save(result: dict[str, Any], path: Path) -> None:

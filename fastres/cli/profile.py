@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..measure import page, profile, profile_tables, results
+    from .. import files
+    from ..measure import page, profile, profile_tables
 
     if (args.model is None) == (args.show is None):
         raise UsageError("expected MODEL, or --show FILE")
@@ -68,13 +69,17 @@ def run(args: argparse.Namespace) -> int:
     if record["kind"] != profile.KIND:
         raise UsageError(f"argument --show: {args.show}: expected a profile's record, got one of {record['kind']}")
     console = measuring.console(FULL)
-    console.print(profile_tables.tables(record, wide=console.width >= WIDE))
+    with measuring.from_record(args.show):
+        tables = profile_tables.tables(measuring.plain(record), wide=console.width >= WIDE)
+        html = page.page(record) if args.html else ""
+        failures = profile.failures(record)
+    console.print(tables)
     if args.json:
         measuring.save(record, args.json)
     if args.html:
         with measuring.writing(args.html):
-            results.write(page.page(record), args.html)
-    return 1 if profile.failures(record) else 0
+            files.write(args.html, html)
+    return 1 if failures else 0
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:

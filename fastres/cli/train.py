@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import integer
-from .errors import UsageError
+from .errors import UsageError, printable
 
 NAME = "train"
 HELP = "train a network of the paper"
@@ -74,8 +74,16 @@ def run(args: argparse.Namespace) -> int:
         with distributed.world(where) as world:
             folder = Path(world.agree(str(_folder(args, recipe)) if world.rank == 0 else ""))
             if world.rank == 0:
-                print(f"training {recipe.model} on {recipe.data} for {recipe.epochs} epochs into {folder}", flush=True)
-            accuracy = training.run(args, recipe, folder, where, world, state)
+                print(
+                    f"training {recipe.model} on {recipe.data} for {recipe.epochs} epochs into {printable(folder)}",
+                    flush=True,
+                )
+            try:
+                accuracy = training.run(args, recipe, folder, where, world, state)
+            except BaseException:
+                if args.resume is None and args.out is None and world.rank == 0:
+                    training.remove_empty(folder)  # of a run that never began
+                raise
             if world.rank == 0:
                 try:
                     plot.curves(log.read(folder / "log.csv"), recipe.model, folder / "curves.png")

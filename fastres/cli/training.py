@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from .. import train
 from ..train import checkpoint, distributed
 from ..train import data as datasets
 from .arguments import default_device, device, integer
-from .errors import CommandError, UsageError
+from .errors import CommandError, UsageError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def run(
             return trainer.run()
         except train.Interrupted as stopped:
             if world.rank == 0:
-                print(f"fastres: {stopped}; go on with --resume {folder}", file=sys.stderr)
+                print(f"fastres: {stopped}; go on with --resume {printable(folder)}", file=sys.stderr)
             raise KeyboardInterrupt from stopped
 
 
@@ -147,14 +147,28 @@ def read_run(folder: Path) -> tuple[train.Recipe, dict[str, Any]]:
     state = checkpoint.load(path)
     try:
         return train.Recipe.from_dict(state["recipe"]), state
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise train.TrainingError(f"{path} is not a checkpoint of 'fastres train': its recipe lacks {error}") from error
+    except (TypeError, train.SettingError) as error:
+        raise train.TrainingError(f"{path} is not a checkpoint of 'fastres train': its recipe: {error}") from error
 
 
 def free_folder(parent: Path, name: str) -> Path:
-    """parent/name, or parent/name-2 and so on where that is taken."""
+    """A new folder: parent/name, or parent/name-2 and so on if that is taken. Raises TrainingError if it cannot be."""
     folder, count = parent / name, 1
-    while os.path.lexists(folder):
-        count += 1
-        folder = parent / f"{name}-{count}"
-    return folder
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps of a process that began at the same moment
+            count += 1
+            folder = parent / f"{name}-{count}"
+        except OSError as error:
+            raise train.TrainingError(f"cannot create the folder {folder}: {error.strerror or error}") from error
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes `folder` and the one around it as far as they are empty."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()

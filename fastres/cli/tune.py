@@ -41,8 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
+    from .. import cache
     from ..backends import BackendError
 
+    try:
+        with cache.changing("tuning.json"):  # before minutes are spent, not after
+            pass
+    except OSError as error:
+        raise CommandError(f"cannot keep what is measured: {error}") from error
     target = args.device or default_device()
     jobs = [(name, batch) for name in args.model for batch in args.batch]
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.models import WeightsEnum
 
+from .. import safe_load
 from ..models.resnet import ResNet
 from .arguments import models
 from .errors import CommandError, UsageError
@@ -22,6 +22,7 @@ from .errors import CommandError, UsageError
 _WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training scripts put the state dict in a checkpoint
 _PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 _SHOWN = 3  # differences told of one checkpoint
+_NAME = 200  # characters of a parameter's name
 
 
 class Weights(NamedTuple):
@@ -81,6 +82,13 @@ def load(weights: Weights, backend: str | None) -> ResNet:
 
 
 def _downloaded(member: WeightsEnum) -> Mapping[str, Tensor]:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / member.url.rpartition("/")[2]
+    if cached.is_file():  # torchvision checks what it downloads, but not what became of it since
+        try:
+            return _read(str(cached))
+        except CommandError as error:
+            told = f"{error}; without this file, it is downloaded again"
+            raise CommandError(f"cannot read {member}, downloaded from {member.url}: {told}") from error
     try:
         with redirect_stdout(sys.stderr):  # torch.hub tells of the download where our results go
             return member.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
@@ -99,20 +107,19 @@ def _downloaded(member: WeightsEnum) -> Mapping[str, Tensor]:
 def _read(path: str) -> Mapping[str, Tensor]:
     """The state dict in a checkpoint, unwrapped, without the prefixes of wrappers."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old formats; what cannot be read raises
-            data: Any = torch.load(path, map_location="cpu", weights_only=True)
+        data: Any = safe_load.load(Path(path))
     except OSError as error:
         raise CommandError(f"cannot read {path!r}: {error.strerror or error}") from error
-    except Exception as error:  # what is not a checkpoint makes torch.load raise nearly anything
-        reason = f"torch.load(weights_only=True) says: {_first_line(error)}"
-        raise CommandError(f"{path!r} is not a checkpoint of tensors: {reason}") from error
+    except safe_load.UnreadableError as error:
+        raise CommandError(f"{path!r} {error}") from error
     while isinstance(data, Mapping) and (key := next((k for k in _WRAPPERS if isinstance(data.get(k), Mapping)), None)):
         data = data[key]
     is_state = isinstance(data, Mapping) and data and all(isinstance(key, str) for key in data)
     if not is_state or not all(isinstance(value, Tensor) for value in data.values()):
         expected = f"a state dict, or one under {', '.join(map(repr, _WRAPPERS))}"
         raise CommandError(f"{path!r} holds {_described(data)}, expected {expected}")
+    if longest := next((key for key in data if len(key) > _NAME), ""):
+        raise CommandError(f"{path!r} has a name of {len(longest)} characters, expected at most {_NAME}")
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in data)), None):
         data = {key.removeprefix(prefix): value for key, value in data.items()}
     return data
@@ -120,7 +127,8 @@ def _read(path: str) -> Mapping[str, Tensor]:
 
 def _described(data: Any) -> str:
     if isinstance(data, Mapping):
-        return f"a {type(data).__name__} with the keys {', '.join(repr(key) for key in list(data)[:5]) or '(none)'}"
+        keys = (repr(key[:_NAME]) if isinstance(key, str) else f"a {type(key).__name__}" for key in list(data)[:5])
+        return f"a {type(data).__name__} with the keys {', '.join(keys) or '(none)'}"
     return f"a {type(data).__name__}"
 
 
@@ -145,6 +153,8 @@ def _differences(model: ResNet, state: Mapping[str, Tensor]) -> list[str]:
             found.append(f"{name} is {list(state[name].shape)}, expected {list(tensor.shape)}")
         elif state[name].is_floating_point() != tensor.is_floating_point():
             found.append(f"{name} is {state[name].dtype}, expected {tensor.dtype}")
+        elif state[name].layout != torch.strided or state[name].is_quantized or state[name].device.type != "cpu":
+            found.append(f"{name} is sparse, quantized or without values, expected a dense tensor")
     return found + [f"{name} is unexpected" for name in state if name not in expected]
 
 

@@ -6,10 +6,7 @@ plans of a step and the library's call take turns in one process, on a GPU as CU
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .. import files
 from . import contenders, kernels, memory, results, roofline, timing, traffic
 from .compare import FAILED, OK, PEER_FACTOR, Progress, compare
 from .parity import FACTOR, ParityError, check
@@ -199,16 +197,8 @@ def save_trace(session: Session, path: Path) -> None:
                 session.forward()
         if cuda:
             torch.cuda.synchronize(session.device)
-    suffix = ".json.gz" if path.suffix == ".gz" else ".json"
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
-    os.close(descriptor)
-    try:
-        profiler.export_chrome_trace(name)
-        results.publish(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+    with files.replacing(path, ".json.gz" if path.suffix == ".gz" else ".json") as temporary:
+        profiler.export_chrome_trace(str(temporary))
 
 
 def round_sums(record: dict[str, Any], plan: str) -> list[float]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -18,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .. import files
 from .compare import FAILED, OK, Row
 from .environment import environment
 from .roofline import Ceilings, Cost, layers
@@ -25,6 +23,8 @@ from .statistics import Summary, speedup, summarize
 from .timing import ROUNDS
 
 SCHEMA = 1
+_PARTS = {"kind": str, "date": str, "environment": dict, "settings": dict, "ceilings": dict, "rows": list}
+_LONGEST = 1 << 28  # characters
 
 
 def record(
@@ -84,41 +84,27 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def save(result: dict[str, Any], path: Path) -> None:
-    """Writes `result` to `path`, whole or not at all. Raises OSError where it cannot."""
-    write(json.dumps(result, indent=1) + "\n", path)
-
-
-def write(text: str, path: Path) -> None:
-    """Writes `text` to `path` in UTF-8, whole or not at all. Raises OSError where it cannot."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def publish(name: str, path: Path) -> None:
-    """Gives mkstemp's private file `name` the permissions of any other, and `path`'s place."""
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
-    os.replace(name, path)
+    """Writes `result` to `path`, whole or not at all. Raises OSError if it cannot."""
+    files.write(path, json.dumps(result, indent=1) + "\n")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a record. Raises OSError where it cannot be read, ValueError where it is none of this schema."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    """Reads a record. Raises OSError if it cannot be read, ValueError if it is none of this schema, or damaged."""
+    with open(path, encoding="utf-8") as file:  # perhaps a pipe, or a device without end
+        try:
+            text = file.read(_LONGEST + 1)
+            if len(text) > _LONGEST:
+                raise ValueError(f"expected at most {_LONGEST:,} characters")
+            result = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         raise ValueError(f"{path}: expected a fastres record of schema {SCHEMA}")
+    for name, kind in _PARTS.items():
+        if not isinstance(result.get(name), kind):
+            raise ValueError(f"{path}: damaged: {name}: expected a {kind.__name__}, got {result.get(name)!r:.40}")
+    if odd := next((row for row in result["rows"] if not isinstance(row, dict)), None):
+        raise ValueError(f"{path}: damaged: rows: expected objects, got {odd!r:.40}")
     return result
 
 

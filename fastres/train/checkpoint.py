@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import files, safe_load
 from .errors import TrainingError
 
 FORMAT = 1
 _KEYS = ("format", "recipe", "iteration", "epoch_sums", "model", "optimizer", "scaler", "random")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Puts `data` at `path`: under any failure or kill, what was there before is there still, or all of `data` is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -39,7 +23,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     try:
-        write_atomically(path, buffer.getvalue())
+        files.write(path, buffer.getbuffer())
     except OSError as error:
         kept = " (the one before it is intact)" if path.exists() else ""
         raise TrainingError(f"cannot write the checkpoint {path}: {error.strerror or error}{kept}") from error
@@ -48,19 +32,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The state in a checkpoint of `save`, on the CPU. Raises TrainingError, with the reason, for anything else."""
     try:
-        data = path.read_bytes()
+        state = safe_load.load(path)
     except OSError as error:
         raise TrainingError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
-    try:
-        state: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch.load raise nearly anything
-        raise TrainingError(f"{path} is not a checkpoint: {type(error).__name__}: {_first_line(error)}") from error
+    except safe_load.UnreadableError as error:
+        raise TrainingError(f"{path} {error}") from error
     if not isinstance(state, dict) or any(key not in state for key in _KEYS):
         raise TrainingError(f"{path} is not a checkpoint of 'fastres train': expected the keys {', '.join(_KEYS)}")
     if state["format"] != FORMAT:
         raise TrainingError(f"{path} has format {state['format']!r}, expected {FORMAT}: another version wrote it")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

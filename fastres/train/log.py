@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from .checkpoint import write_atomically
+from .. import files
 from .errors import TrainingError
 
 
@@ -26,14 +27,21 @@ class Row(NamedTuple):
 
 
 class CurveLog:
-    """Appends rows to `path`, after cutting off those past iteration `kept`."""
+    """Appends rows to `path`, after cutting off those past iteration `kept`.
+
+    Warns if rows of iterations up to `kept` are missing, as the curves then have a gap.
+    """
 
     def __init__(self, path: Path, kept: int) -> None:
         self.path = path
         rows = [row for row in read(path) if row.iteration <= kept] if kept and path.exists() else []
+        if missing := kept - len({row.iteration for row in rows}):
+            warnings.warn(
+                f"{path} lacks {missing} of the {kept} iterations so far: its curves have a gap", stacklevel=2
+            )
         text = ",".join(Row._fields) + "\n" + "".join(map(_line, rows))
         try:
-            write_atomically(path, text.encode())
+            files.write(path, text)
         except OSError as error:
             raise TrainingError(f"cannot write the log {path}: {error.strerror or error}") from error
 
@@ -42,6 +50,13 @@ class CurveLog:
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(map(_line, rows)))
+        except OSError as error:
+            raise TrainingError(f"cannot write the log {self.path}: {error.strerror or error}") from error
+
+    def sync(self) -> None:
+        """Returns once every row is on disk. Raises TrainingError if that fails."""
+        try:
+            files.sync(self.path)
         except OSError as error:
             raise TrainingError(f"cannot write the log {self.path}: {error.strerror or error}") from error
 
@@ -64,5 +79,6 @@ def read(path: Path) -> list[Row]:
             Row(int(i), int(epoch), float(rate), float(loss), float(train), float(test) if test else None)
             for i, epoch, rate, loss, train, test in csv.reader(lines[1:])
         ]
-    except ValueError as error:
-        raise TrainingError(f"the log {path} is damaged: {error}") from error
+    except (ValueError, csv.Error) as error:
+        told = f"{error}; without this file, --resume goes on and the curves have a gap"
+        raise TrainingError(f"the log {path} is damaged: {told}") from error

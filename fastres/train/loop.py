@@ -19,6 +19,7 @@ from . import checkpoint
 from .data import Data, epoch_order, in_order
 from .distributed import World, synchronize_batch_norm
 from .errors import Interrupted, SettingError, TrainingError
+from .folder import CHECKPOINT, LOG, claim
 from .log import CurveLog, Row
 from .recipe import Recipe, build
 from .signals import StopSignals
@@ -43,7 +44,7 @@ class Trainer:
     Args:
         recipe: what to train.
         data: on what.
-        folder: where the run lies; created. With `state`, the folder that it came from.
+        folder: where the run lies; created by `run`. With `state`, the folder that it came from.
         state: a checkpoint's contents (`checkpoint.load`) to go on from.
         device: where to train.
         world: this process's place among those of the run.
@@ -53,7 +54,7 @@ class Trainer:
 
     Raises:
         SettingError: for a batch that the data or the processes cannot fill.
-        TrainingError: where the folder cannot be written, or `state` is of another model.
+        TrainingError: where `state` is of another model.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Trainer:
         self.recipe, self.data, self.folder = recipe, data, folder
         self.device, self.world, self.save_every = torch.device(device), world or World(), save_every
         self.on_iterations, self.on_epoch = on_iterations, on_epoch
-        self.path = folder / "checkpoint.pt"
+        self.path = folder / CHECKPOINT
         self.per_epoch = len(data.train) // recipe.batch
         if not self.per_epoch:
             raise SettingError(f"batch: expected at most the {len(data.train)} images there are, got {recipe.batch}")
@@ -95,16 +96,17 @@ class Trainer:
             self._restore(state)
         self.model: nn.Module = self.net if self.world.size == 1 else DistributedDataParallel(self.net)
         self.log: CurveLog | None = None
-        if self.world.rank == 0:
-            self._open()
+        self.resumed, self.begun = state is not None, self.iteration
 
     def run(self) -> float:
         """Trains to the end and returns the test accuracy in percent.
 
         Raises Interrupted after SIGINT or SIGTERM, with a checkpoint of that moment, and TrainingError where the run
-        cannot go on; the newest checkpoint is then intact.
+        cannot begin or go on (another process trains into the folder, it holds another run, the disk is full): the
+        newest checkpoint is then intact.
         """
         with ExitStack() as stack:
+            self._open(stack)
             stop = stack.enter_context(StopSignals())
             try:
                 while self.iteration < self.total:
@@ -214,8 +216,9 @@ class Trainer:
 
     def _save(self) -> None:
         self._flush()
-        if self.world.rank:
+        if self.log is None:
             return
+        self.log.sync()  # no checkpoint of iterations that the log could lose
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -227,28 +230,54 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "random": random,
+            "data": self.data.identity,
         }
         checkpoint.save(self.path, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if (known := state.get("data", "")) != self.data.identity and known:  # older checkpoints have none
+            raise TrainingError(
+                f"the data set changed since the checkpoint was written: expected {known}, got {self.data.identity}; "
+                "restore it, or begin a new run"
+            )
         try:
             self.net.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.iteration, self.epoch_sums = int(state["iteration"]), [float(value) for value in state["epoch_sums"]]
+            if not 0 <= self.iteration <= self.total:
+                raise ValueError(f"iteration: expected 0 to {self.total}, got {self.iteration}")
             torch.set_rng_state(state["random"]["cpu"])
             if self.device.type == "cuda" and "cuda" in state["random"]:
                 torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             told = " ".join(str(error).split())[:300]
             raise TrainingError(f"the checkpoint does not fit {self.recipe.model}: {told}") from error
 
-    def _open(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"cannot create the folder {self.folder}: {error.strerror or error}") from error
-        self.log = CurveLog(self.folder / "log.csv", self.iteration)
+    def _open(self, stack: ExitStack) -> None:
+        """Makes the folder this run's until `stack` ends, in every process or in none."""
+        problem = ""
+        if self.world.rank == 0:
+            try:
+                stack.enter_context(claim(self.folder))
+                self._check_folder()
+                self.log = CurveLog(self.folder / LOG, self.iteration)
+            except TrainingError as error:
+                problem = str(error)
+        if problem := self.world.agree(problem):
+            raise TrainingError(problem)
+
+    def _check_folder(self) -> None:
+        """Nobody wrote another checkpoint before the folder was ours, which this run would replace."""
+        if self.log is not None or not self.path.exists():
+            return
+        if not self.resumed:
+            raise TrainingError(f"{self.folder} holds a run already: --resume goes on with it")
+        if (found := checkpoint.load(self.path)["iteration"]) != self.begun:
+            raise TrainingError(
+                f"the run in {self.folder} moved from iteration {self.begun} to {found} since its checkpoint was read: "
+                "--resume again"
+            )
 
     def _seed(self, *of: int) -> int:
         digest = hashlib.sha256(repr((self.recipe.seed, *of)).encode()).digest()

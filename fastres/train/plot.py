@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import files
 from .errors import TrainingError
 from .log import Row
 
@@ -55,7 +56,8 @@ def draw(panel: Axes, rows: Sequence[Row], label: str, index: int = 0, *, traini
 def save(drawn: Any, path: Path) -> None:
     """Writes a figure as PNG. Raises TrainingError where it cannot be written."""
     try:
-        drawn.savefig(path, dpi=100)
+        with files.replacing(path, path.suffix) as temporary:
+            drawn.savefig(temporary, dpi=100)
     except OSError as error:
         raise TrainingError(f"cannot write the plot {path}: {error.strerror or error}") from error
 

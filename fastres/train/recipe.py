@@ -49,9 +49,19 @@ class Recipe:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Recipe:
-        """The inverse of `to_dict`. Raises KeyError or TypeError for what is not from there."""
+        """The inverse of `to_dict`. Raises KeyError, TypeError or SettingError for what is not from there."""
         values = {field.name: values[field.name] for field in fields(Recipe)}
-        return Recipe(**{**values, "milestones": tuple(values["milestones"])})
+        made = Recipe(**{**values, "milestones": tuple(values["milestones"])})
+        for field in fields(Recipe):
+            value, kind = getattr(made, field.name), type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise TypeError(f"{field.name}: expected {kind.__name__}, got {type(value).__name__}")
+        if not all(isinstance(fraction, int | float) for fraction in made.milestones):
+            raise TypeError("milestones: expected numbers")
+        _check_data(made.data)
+        check_model(made.model, made.data)
+        _check_values(made)
+        return made
 
 
 def recipe(data: str = "digits", model: str | None = None, **given: Any) -> Recipe:
@@ -63,8 +73,7 @@ def recipe(data: str = "digits", model: str | None = None, **given: Any) -> Reci
 
     Raises SettingError for an unknown data set, model or value.
     """
-    if data not in DATA:
-        raise SettingError(f"data: expected one of {', '.join(DATA)}, got {data!r}")
+    _check_data(data)
     model = model or ("resnet50" if data == "imagefolder" else "resnet20")
     check_model(model, data)
     small = _SMALL_MODEL.fullmatch(model)
@@ -78,6 +87,11 @@ def recipe(data: str = "digits", model: str | None = None, **given: Any) -> Reci
     made = replace(base, **{name: value for name, value in given.items() if value is not None})
     _check_values(made)
     return made
+
+
+def _check_data(data: str) -> None:
+    if data not in DATA:
+        raise SettingError(f"data: expected one of {', '.join(DATA)}, got {data!r}")
 
 
 def _check_values(made: Recipe) -> None:
