@@ -156,3 +156,12 @@ def test_imports_run_one_way() -> None:
                         wrong.append(f"{file.relative_to(PACKAGE)}:{line} imports {module}")
     assert {"models", "fused", "ops", "backends"} <= seen
     assert wrong == []
+
+
+def test_ci_tests_with_the_oldest_versions_that_are_allowed() -> None:
+    described = (ROOT / "pyproject.toml").read_text()
+    oldest = dict(line.split("==") for line in (ROOT / ".ci" / "oldest.txt").read_text().split("\n") if "==" in line)
+    assert oldest.keys() == {"torch", "torchvision", "triton"}
+    for name, version in oldest.items():
+        assert f'"{name}>={version.removesuffix(".0")}' in described, name
+    assert all((ROOT / file).is_file() for file in (ROOT / ".ci" / "oldest-tests.txt").read_text().split())
