@@ -103,10 +103,8 @@ def _rank_backends(posed: list[Any], args: argparse.Namespace, target: torch.dev
     use_best_settings()  # the library at its best is what ours must beat
     numbers = ranking.arithmetic(args.dtype)
     timer = timer_for(target)
-    with (
-        progress("backends", len(posed)) as bar,
-        torch.no_grad(),
-    ):  # not inference_mode, whose tensors have no version: they would be folded anew in each call
+    # Not inference_mode, whose tensors have no version: they would be folded anew in each call.
+    with progress("backends", len(posed)) as bar, torch.no_grad():
         for problem in posed:
             ranked = measure(problem, target, timer, args.rounds)
             if ranked.seconds:
