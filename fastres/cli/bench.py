@@ -108,7 +108,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     settings = {"rounds": args.rounds, "seconds": args.seconds, "threads": torch.get_num_threads(), "contenders": names}
     total = len(workloads) * args.rounds * len(names)
-    with measuring.terminable(), measuring.progress(total) as (title, progress):
+    with measuring.progress(total) as (title, progress):
         progress.step("this device's ceilings")
         ceilings = roofline.ceilings(device, args.dtype)
         ceilings_by_dtype = {results.dtype_name(args.dtype): ceilings}

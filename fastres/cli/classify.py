@@ -7,13 +7,12 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .arguments import add_placement, default_device, integer, model, models
 from .errors import UsageError, printable
+from .progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         labels = _labels(names, net.fc.out_features, source, args.labels)
         workers = min(4, os.cpu_count() or 1)
         stream = images.preprocessed(inputs, source.preset().transforms(), workers, args.batch + workers)
-        with _progress(len(inputs)) as advance:
+        with progress("classifying", len(inputs)) as bar:
             while chunk := list(islice(stream, args.batch)):
                 tensors = [value for _, value in chunk if not isinstance(value, images.Unreadable)]
                 scores = iter(_probabilities(net, tensors, device, args.dtype))
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
                     skipped += row is None
                     _report(path, problem, [] if row is None else _best(row, labels, args.top), args.json)
                 sys.stdout.flush()
-                advance(len(chunk))
+                bar.advance(len(chunk))
     return 1 if skipped else 0
 
 
@@ -131,21 +130,3 @@ def _read_labels(path: str) -> list[str]:
         raise UsageError(f"argument --labels: cannot read {path!r}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"argument --labels: {path!r} is not UTF-8 text: {error}") from error
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar on stderr where that is a terminal; yields what to call with the number of images done."""
-    if not sys.stderr.isatty():
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    # Where stdout is the terminal too, its lines go above the bar; where it is a file or a pipe, it is left alone.
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()
-    ) as progress:
-        task = progress.add_task("classifying", total=total)
-        yield lambda done: progress.advance(task, done)

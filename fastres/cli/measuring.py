@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from .. import signals
 from .errors import CommandError, UsageError, printable
 
 if TYPE_CHECKING:
@@ -97,33 +97,10 @@ def console(width: int = 160) -> Console:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Lets SIGTERM, such as `timeout`'s, unwind like Ctrl-C: contenders' processes and files go with it."""
-
-    def leave(number: int, frame: Any) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def progress(total: int) -> Iterator[tuple[Callable[[str], None], Progress]]:
-    """A function that names the workload, and what to tell progress to: a bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
+    """A function that names the workload, and what to tell progress to. SIGTERM unwinds like Ctrl-C."""
     from ..measure.compare import Progress
+    from .progress import progress
 
-    console = Console(stderr=True)
-    columns = TextColumn("{task.fields[title]}"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, title="")
-        yield (
-            lambda title: bar.update(task, title=title),
-            Progress(lambda step: bar.update(task, description=step), lambda: bar.advance(task)),
-        )
+    with signals.terminable(), progress("", total) as bar:
+        yield lambda title: bar.tell(title=title), Progress(lambda step: bar.tell(note=step), bar.advance)

@@ -94,7 +94,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     backend = "" if args.backend in (None, "auto") else args.backend
     settings = Settings(workload, backend, args.rounds, args.seconds, args.threads)
     total = len({step.problem() for step in traffic.steps(args.model, args.batch, args.size)})
-    with measuring.terminable(), measuring.progress(total) as (title, progress):
+    with measuring.progress(total) as (title, progress):
         title(f"{args.model}, batch {args.batch}")
         try:
             if args.trace is None:

@@ -18,6 +18,7 @@ from ..train import checkpoint, distributed
 from ..train import data as datasets
 from .arguments import default_device, device, integer
 from .errors import CommandError, UsageError, printable
+from .progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +82,17 @@ def run(
     An interrupt is told on stderr and raised on as KeyboardInterrupt.
     """
     data = datasets.load(recipe, root=args.root, download=args.download, workers=args.workers)
-    with _bar(recipe, shown=world.rank == 0 and sys.stderr.isatty()) as (begin, advance):
+    since = time.perf_counter()
+
+    with progress(recipe.model, shown=world.rank == 0) as bar:
+
+        def advance(count: int, loss: float) -> None:
+            nonlocal since
+            now = time.perf_counter()
+            speed = count * recipe.batch / max(now - since, 1e-9)
+            since = now
+            bar.advance(count, f"{speed:.0f} images/s  loss {loss:.4f}")
+
         trainer = train.Trainer(
             recipe,
             data,
@@ -93,7 +104,7 @@ def run(
             on_iterations=advance,
             on_epoch=(lambda epoch: _report(epoch, recipe)) if world.rank == 0 else (lambda epoch: None),
         )
-        begin(trainer.iteration, trainer.total)
+        bar.begin(trainer.iteration, trainer.total)
         try:
             return trainer.run()
         except train.Interrupted as stopped:
@@ -108,35 +119,6 @@ def _report(epoch: train.Epoch, recipe: train.Recipe) -> None:
         f"test accuracy {epoch.test_accuracy:.2f} %  {epoch.images_per_second:.0f} images/s",
         flush=True,
     )
-
-
-@contextmanager
-def _bar(recipe: train.Recipe, *, shown: bool) -> Iterator[Any]:
-    """(begin(done, total), advance(iterations, loss)) of a progress bar on stderr."""
-    if not shown:
-        yield (lambda done, total: None), (lambda count, loss: None)
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()
-    ) as progress:
-        task = progress.add_task(recipe.model, total=None, told="")
-        since = time.perf_counter()
-
-        def begin(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        def advance(count: int, loss: float) -> None:
-            nonlocal since
-            now = time.perf_counter()
-            speed = count * recipe.batch / max(now - since, 1e-9)
-            since = now
-            progress.update(task, advance=count, told=f"{speed:.0f} images/s  loss {loss:.4f}")
-
-        yield begin, advance
 
 
 def read_run(folder: Path) -> tuple[train.Recipe, dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 
 from .arguments import DTYPES, default_device, device, dtype, integer, model
 from .errors import CommandError
+from .progress import progress
 
 NAME = "tune"
 HELP = "measure tiles and backends on this GPU and keep the fastest"
@@ -39,8 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.progress import Progress
-
     from .. import cache
     from ..backends import BackendError
 
@@ -52,15 +51,13 @@ def run(args: argparse.Namespace) -> int:
     target = args.device or default_device()
     jobs = [(name, batch) for name in args.model for batch in args.batch]
     try:
-        with Progress(transient=True) as bar:
-            posed = _tune_tiles(jobs, args, target, bar)
-            _rank_backends(posed, args, target, bar)
+        _rank_backends(_tune_tiles(jobs, args, target), args, target)
     except BackendError as error:
         raise CommandError(str(error)) from error
     return 0
 
 
-def _tune_tiles(jobs: list[tuple[str, int]], args: argparse.Namespace, target: torch.device, bar: Any) -> list[Any]:
+def _tune_tiles(jobs: list[tuple[str, int]], args: argparse.Namespace, target: torch.device) -> list[Any]:
     """Measures the tiles of every problem, and gives the problems that backends are to be ranked on."""
     import fastres
 
@@ -72,27 +69,32 @@ def _tune_tiles(jobs: list[tuple[str, int]], args: argparse.Namespace, target: t
 
     found: list[Measured] = []
     posed: dict[str, Any] = {}
-    task = bar.add_task("tiles", total=len(jobs))
 
     def report(measured: Measured) -> None:
         found.append(measured)
         gain = measured.known_seconds / measured.fastest_seconds
         text = f"{_text(measured.fastest)}, {gain:.2f} times as fast as before"
-        bar.console.print(f"{measured.problem.key()}: {text}")
+        print(f"{measured.problem.key()}: {text}")
         tuning.record({measured.problem: measured.fastest}, measured.numbers, tuning.architecture(target))
 
-    with use_backend("triton"), torch.inference_mode(), measuring(timer_for(target), args.rounds, report):
+    timer = timer_for(target)
+    with (
+        progress("tiles", len(jobs)) as bar,
+        use_backend("triton"),
+        torch.inference_mode(),
+        measuring(timer, args.rounds, report),
+    ):
         for name, batch in jobs:
             net = getattr(fastres, name)().eval().to(target, args.dtype)
             with registry.recording() as choices:
                 net(torch.randn(batch, 3, args.size, args.size, device=target, dtype=args.dtype))
             posed.update((problem.key, problem) for problem in ranking.problems(choices, args.dtype))
-            bar.advance(task)
-    bar.console.print(f"{len(found)} tiles measured on {target}; the table is {tuning.user_table()}")
+            bar.advance()
+    print(f"{len(found)} tiles measured on {target}; the table is {tuning.user_table()}")
     return list(posed.values())
 
 
-def _rank_backends(posed: list[Any], args: argparse.Namespace, target: torch.device, bar: Any) -> None:
+def _rank_backends(posed: list[Any], args: argparse.Namespace, target: torch.device) -> None:
     from ..backends import ranking
     from ..measure.contenders import use_best_settings
     from ..measure.ranking import measure
@@ -101,17 +103,17 @@ def _rank_backends(posed: list[Any], args: argparse.Namespace, target: torch.dev
     use_best_settings()  # the library at its best is what ours must beat
     numbers = ranking.arithmetic(args.dtype)
     timer = timer_for(target)
-    task = bar.add_task("backends", total=len(posed))
-    with torch.no_grad():  # not inference_mode, whose tensors have no version: they would be folded anew in each call
+    # Not inference_mode, whose tensors have no version: they would be folded anew in each call.
+    with progress("backends", len(posed)) as bar, torch.no_grad():
         for problem in posed:
             ranked = measure(problem, target, timer, args.rounds)
             if ranked.seconds:
                 ranking.record({problem.key: next(iter(ranked.seconds))}, numbers, target)
             times = [f"{name} {seconds * 1e6:.1f} us" for name, seconds in ranked.seconds.items()]
             left_out = [f"{name}: {why}" for name, why in ranked.left_out.items()]
-            bar.console.print(f"{problem.key}: {', '.join(times)}" + "".join(f"; {text}" for text in left_out))
-            bar.advance(task)
-    bar.console.print(f"{len(posed)} problems ranked on {target}; the table is {ranking.user_table()}")
+            print(f"{problem.key}: {', '.join(times)}" + "".join(f"; {text}" for text in left_out))
+            bar.advance()
+    print(f"{len(posed)} problems ranked on {target}; the table is {ranking.user_table()}")
 
 
 def _text(tile: Any) -> str:

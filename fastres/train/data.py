@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import signals
 from .errors import SettingError, TrainingError
 from .recipe import Recipe
 
@@ -176,8 +176,8 @@ class Files:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the one that trains still needs the images of its last iteration."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The process that trains still needs the images of its last iteration."""
+    signals.ignore_interrupts()
 
 
 class _Seeded(torch.utils.data.Dataset):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..signals import StopRequest
 from . import checkpoint
 from .data import Data, epoch_order, in_order
 from .distributed import World, synchronize_batch_norm
@@ -22,7 +23,6 @@ from .errors import Interrupted, SettingError, TrainingError
 from .folder import CHECKPOINT, LOG, claim
 from .log import CurveLog, Row
 from .recipe import Recipe, build
-from .signals import StopSignals
 
 _FLUSH = 20  # iterations between two looks at the losses, each of which waits for the device
 _TEST_BATCH = 256
@@ -107,7 +107,7 @@ class Trainer:
         """
         with ExitStack() as stack:
             self._open(stack)
-            stop = stack.enter_context(StopSignals())
+            stop = stack.enter_context(StopRequest())
             try:
                 while self.iteration < self.total:
                     self._epoch(stop)
@@ -120,7 +120,7 @@ class Trainer:
                     f"{str(error).strip().splitlines()[0]}; if another was lost, --resume goes on from {self.path}"
                 ) from error
 
-    def _epoch(self, stop: StopSignals) -> None:
+    def _epoch(self, stop: StopRequest) -> None:
         epoch, start = divmod(self.iteration, self.per_epoch)
         order = epoch_order(len(self.data.train), self.recipe.batch, self._seed(epoch))[start:]
         seeds = [self._seed(epoch, start + place) for place in range(len(order))]
