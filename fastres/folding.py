@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -202,6 +202,13 @@ class OwnFolds:
         return changed
 
 
+def require_memory(tensors: Iterable[Tensor | None]) -> None:
+    """Raises RuntimeError for a tensor whose storage was freed: not all of PyTorch's operators do."""
+    for t in tensors:
+        if t is not None and not t.data_ptr() and t.numel():
+            raise RuntimeError(f"parameter {tuple(t.shape)}: expected a tensor with memory, got one that was freed")
+
+
 def _stamp(sources: list[Tensor]) -> list[int] | None:
     """What changes when a source's values do; None for inference tensors, which keep no version."""
     try:
@@ -211,6 +218,7 @@ def _stamp(sources: list[Tensor]) -> list[int] | None:
 
 
 def _make(sources: list[Tensor], make: Callable[[], Any]) -> Any:
+    require_memory(sources)
     # Ordinary tensors whatever mode the caller is in: the entry outlives it.
     with torch.inference_mode(False), torch.no_grad():
         made = make()
