@@ -4,26 +4,30 @@ In evaluation, BatchNorm is an affine map per channel and folds into the convolu
 
     scale = gamma / sqrt(var + eps);  weight' = weight * scale;  bias' = (bias - mean) * scale + beta
 
-What is made of the folded weights is cached so that a forward costs a look-up, and must never be stale. An entry is
-found by *which memory* its sources occupy and is valid while *their versions* stand:
+What is made of the folded weights is cached so that a forward pass costs a look-up, and must never be stale. What was
+made is found by *which memory* its sources occupy, and is valid while these stand:
 
-- Identity is the tensor's address, and for all but vectors the storage's and the strides: assigning to `.data` may
-  turn a weight into another view of the same memory. The entry holds weak references to the storages, which keep a
-  storage's address from being reused without keeping its memory: a deleted model frees its weights, and the entry goes
-  with the next sweep. Vectors are held outright: they are small, and many.
-- Validity is every source's `_version`, `num_batches_tracked`'s included (BatchNorm's training forward moves the
-  running statistics without moving their own versions), and an epoch that every `torch.optim` step bumps (fused
-  optimizers write parameters without moving versions).
+- Identity: the tensors' addresses, and for all but vectors the storages and the strides, as assigning to `.data` may
+  turn a weight into another view of the same memory. Weak references to the storages keep a storage's address from
+  being reused without keeping its memory: a deleted model frees its weights, and its folds go with a later sweep.
+  Vectors are held outright: they are small, and many.
+- Versions: every source's `_version`, `num_batches_tracked`'s included (BatchNorm's training forward moves the running
+  statistics without moving their own versions), and an epoch that every `torch.optim` step bumps (fused optimizers
+  write parameters without moving versions).
+- Values, on the CPU: vectors in full and a sample of every weight (see `sampling`). This finds writes that move no
+  version: in place through `.data`, through NumPy, by another process into shared memory, by a collective, into a
+  storage, or by a BatchNorm that does not count its batches.
 
-Writes that leave no such trace (through NumPy, or in place through `.data`: `weight.data.mul_(2)`) need `refresh`.
-FASTRES_CHECK_FOLD=1 recomputes every hit and raises on a mismatch.
+Two kinds of write are not found, and need `refresh`: one that moves no version and changes too few elements of a weight
+to meet the sample; and on a GPU, whose values are not compared as that would wait for it, any that moves no version.
+FASTRES_CHECK_FOLD=1 makes everything anew on every hit and raises on a mismatch.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -34,24 +38,47 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .layer import ConvBN
+from .sampling import Sample
 
 _CHECK = "FASTRES_CHECK_FOLD"
 MAX_HELD_BYTES = 1 << 16  # a vector in a larger storage may be a view of a whole model's parameters
-MAX_ENTRIES = 4096  # 26 ResNet-152s; the oldest entry goes first
+MAX_FOLDS = 4096  # sets of sources: 25 ResNet-152s; the oldest goes first
+MAX_RECIPES = 128  # of one set of sources: image sizes of a stage, say; the oldest goes first
+SWEEP_AFTER = 8  # deleted models' sets are looked for once an eighth of all sets are new: a few looks a new set
 
 Prepare = Callable[[Tensor, Tensor], Any]
 
 
-class _Entry(NamedTuple):
-    sources: tuple[StorageWeakRef, ...]
-    watched: tuple[StorageWeakRef, ...]  # those of vectors too large to hold; looked at on every hit
-    held: tuple[Tensor, ...]  # aliases of the other vectors, so that their addresses stay theirs
-    stamp: list[int]
-    made: Any
+class _Made(NamedTuple):
+    value: Any
     stream: int  # the CUDA stream that made it; 0 elsewhere
 
 
-_entries: dict[tuple[Hashable, ...], _Entry] = {}
+class _Folds:
+    """All that is made of one set of sources while they keep their values, by recipe."""
+
+    __slots__ = ("_held", "_sample", "_sources", "_stamp", "_watched", "made")
+
+    def __init__(self, sources: list[Tensor], stamp: list[int]) -> None:
+        vectors = [t for t in sources if t.dim() == 1]
+        # Aliases of vectors, so that their addresses stay theirs; those too large to hold are looked at on every hit.
+        self._held = tuple(t.detach() for t in vectors if t.untyped_storage().nbytes() <= MAX_HELD_BYTES)
+        self._watched = _references([t for t in vectors if t.untyped_storage().nbytes() > MAX_HELD_BYTES])
+        self._sources = _references([t for t in sources if t.dim() != 1]) + self._watched
+        self._stamp = stamp
+        self._sample = Sample(sources)
+        self.made: dict[Hashable, _Made] = {}
+
+    def are_valid(self, stamp: list[int]) -> bool:
+        """Whether the sources, being where they were, are what they were."""
+        return self._stamp == stamp and not any(ref.expired() for ref in self._watched) and self._sample.same()
+
+    def are_orphaned(self) -> bool:
+        return any(ref.expired() for ref in self._sources)
+
+
+_folds: dict[tuple[Hashable, ...], _Folds] = {}
+_created = 0  # sets since the last sweep
 _lock = threading.Lock()
 _epoch = 0
 _own: ContextVar[OwnFolds | None] = ContextVar("fastres_own_folds", default=None)
@@ -99,33 +126,43 @@ def derived(
     places: list[Hashable] = [t.data_ptr() for t in sources]
     places += [t.untyped_storage()._cdata for t in sources if t.dim() != 1]
     places += [(t.shape, t.stride()) for t in sources if t.dim() > 1]
-    key = (recipe, *places)
-    entry = _entries.get(key)
-    if entry is None or entry.stamp != stamp or any(ref.expired() for ref in entry.watched):
-        made = _make(sources, make)
-        if not keep(made):
-            return made
-        entry = _store(key, stamp, sources, made)
+    key = tuple(places)
+    folds = _folds.get(key)
+    if folds is None or not folds.are_valid(stamp):
+        folds = _create(key, sources, stamp)
+    made = folds.made.get(recipe)
+    if made is None:
+        value = _make(sources, make)
+        if not keep(value):
+            return value
+        made = _keep(folds, recipe, value, sources[0])
     elif _CHECK in os.environ and os.environ[_CHECK] == "1":
-        _check(entry, _make(sources, make), sources)
+        _check(made.value, _make(sources, make), sources)
     if sources[0].is_cuda:
-        _use_on_current_stream(entry, sources[0].device)
-    return entry.made
+        _use_on_current_stream(made, sources[0].device)
+    return made.value
 
 
 def refresh(model: torch.nn.Module | None = None) -> None:
-    """Makes the next forward fold all weights anew.
+    """Makes the next forward pass fold all weights anew.
 
-    Needed only after writes that PyTorch does not record: through NumPy, in place through `.data`, or by an optimizer
-    that is not a `torch.optim.Optimizer` and moves no version. Also frees what is folded of deleted models, which
-    otherwise stays until the next fold. `model` is accepted for readability.
+    Needed only after writes that PyTorch does not record (in place through `.data`, by a collective, by an optimizer
+    that is not a `torch.optim.Optimizer` and moves no version): on a GPU after every such write; on a CPU, where such
+    writes are looked for, only after one that changes a few elements of a weight. Also frees what is folded of deleted
+    models, which otherwise stays until a later fold.
+
+    Args:
+        model: The model that was written to; accepted for readability.
+
+    Raises:
+        TypeError: `model` is not a module.
     """
     if model is not None and not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     global _epoch
     with _lock:
         _epoch += 1
-        _entries.clear()  # none can be found again
+        _folds.clear()  # none can be found again
 
 
 class OwnFolds:
@@ -165,6 +202,13 @@ class OwnFolds:
         return changed
 
 
+def require_memory(tensors: Iterable[Tensor | None]) -> None:
+    """Raises RuntimeError for a tensor whose storage was freed: not all of PyTorch's operators do."""
+    for t in tensors:
+        if t is not None and not t.data_ptr() and t.numel():
+            raise RuntimeError(f"parameter {tuple(t.shape)}: expected a tensor with memory, got one that was freed")
+
+
 def _stamp(sources: list[Tensor]) -> list[int] | None:
     """What changes when a source's values do; None for inference tensors, which keep no version."""
     try:
@@ -174,6 +218,7 @@ def _stamp(sources: list[Tensor]) -> list[int] | None:
 
 
 def _make(sources: list[Tensor], make: Callable[[], Any]) -> Any:
+    require_memory(sources)
     # Ordinary tensors whatever mode the caller is in: the entry outlives it.
     with torch.inference_mode(False), torch.no_grad():
         made = make()
@@ -182,21 +227,30 @@ def _make(sources: list[Tensor], make: Callable[[], Any]) -> Any:
     return made
 
 
-def _store(key: tuple[Hashable, ...], stamp: list[int], sources: list[Tensor], made: Any) -> _Entry:
-    vectors = [t for t in sources if t.dim() == 1]
-    held = tuple(t.detach() for t in vectors if t.untyped_storage().nbytes() <= MAX_HELD_BYTES)
-    watched = _references([t for t in vectors if t.untyped_storage().nbytes() > MAX_HELD_BYTES])
-    references = _references([t for t in sources if t.dim() != 1]) + watched
-    stream = torch.cuda.current_stream(sources[0].device).cuda_stream if sources[0].is_cuda else 0
-    entry = _Entry(references, watched, held, stamp, made, stream)
+def _create(key: tuple[Hashable, ...], sources: list[Tensor], stamp: list[int]) -> _Folds:
+    """A new set, before anything is made of it: a write in between then shows as a change."""
+    global _created
+    folds = _Folds(sources, stamp)
     with _lock:
-        if key not in _entries:
-            for old in [k for k, e in _entries.items() if any(ref.expired() for ref in e.sources)]:
-                del _entries[old]
-            while len(_entries) >= MAX_ENTRIES:
-                del _entries[next(iter(_entries))]
-        _entries[key] = entry
-    return entry
+        if key not in _folds:
+            _created += 1
+            if _created * SWEEP_AFTER >= len(_folds):
+                _created = 0
+                for old in [k for k, f in _folds.items() if f.are_orphaned()]:
+                    del _folds[old]
+            while len(_folds) >= MAX_FOLDS:
+                del _folds[next(iter(_folds))]
+        _folds[key] = folds
+    return folds
+
+
+def _keep(folds: _Folds, recipe: Hashable, value: Any, weight: Tensor) -> _Made:
+    made = _Made(value, torch.cuda.current_stream(weight.device).cuda_stream if weight.is_cuda else 0)
+    with _lock:
+        while len(folds.made) >= MAX_RECIPES:
+            del folds.made[next(iter(folds.made))]
+        folds.made[recipe] = made
+    return made
 
 
 def _references(tensors: list[Tensor]) -> tuple[StorageWeakRef, ...]:
@@ -211,8 +265,8 @@ def _tensors(made: Any) -> list[Tensor]:
     return [t for part in made for t in _tensors(part)] if isinstance(made, tuple | list) else []
 
 
-def _check(entry: _Entry, fresh: Any, sources: list[Tensor]) -> None:
-    dense = [[t.to_dense() if t.is_mkldnn else t for t in _tensors(made)] for made in (entry.made, fresh)]
+def _check(kept: Any, fresh: Any, sources: list[Tensor]) -> None:
+    dense = [[t.to_dense() if t.is_mkldnn else t for t in _tensors(made)] for made in (kept, fresh)]
     if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(*dense, strict=True)):
         shape = tuple(sources[0].shape)
         raise RuntimeError(
@@ -221,10 +275,10 @@ def _check(entry: _Entry, fresh: Any, sources: list[Tensor]) -> None:
         )
 
 
-def _use_on_current_stream(entry: _Entry, device: torch.device) -> None:
+def _use_on_current_stream(made: _Made, device: torch.device) -> None:
     stream = torch.cuda.current_stream(device)
-    if stream.cuda_stream != entry.stream:
-        for tensor in _tensors(entry.made):
+    if stream.cuda_stream != made.stream:
+        for tensor in _tensors(made.value):
             tensor.record_stream(stream)  # its memory must not be reused before this stream is done with it
 
 

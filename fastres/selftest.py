@@ -174,8 +174,6 @@ def _run_training(case: Case, backend: str, device: torch.device) -> Outcome:
 
 
 def _run(case: Case, backend: str, device: torch.device) -> Outcome:
-    if case.special and case.relu and not registry.get(backend).relu_keeps_nan:
-        return Outcome(case, DECLINED, f"backend {backend!r}: NaN through its ReLU is the library's choice")
     problem = [_to(value, device, case.dtype) for value in _problem(case)]
     expected = _reference(case, [_to(value, torch.device("cpu"), torch.float64) for value in problem], torch.float64)
     with torch.no_grad():

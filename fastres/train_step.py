@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ class Step:
             variances.append(layer.var)
             steps.append(layer.steps)
             statistics.append(kept[at])
-            momenta.append(-1.0 if bn.momentum is None else float(bn.momentum))
+            momenta.append(math.nan if bn.momentum is None else float(bn.momentum))
             at += 1
         torch.ops.fastres.track.default(means, variances, steps, statistics, momenta)
 

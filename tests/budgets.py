@@ -2,9 +2,10 @@
 
     python tests/budgets.py    renews the table: its diff is part of the review
 
-Counted are: PyTorch's operators of a forward on a CPU; launches and scratch memory of a forward on a GPU, planned but
-not run; bytes of each plan; Python instructions that an operator call executes on the host; modules that an import
-loads. None depends on the machine's speed. Instructions and modules are budgets, rounded up; the others are exact.
+Counted are: PyTorch's operators of a forward on a CPU, and the bytes of weights that it compares; launches and scratch
+memory of a forward on a GPU, planned but not run; bytes of each plan; Python instructions that an operator call
+executes on the host; modules that an import loads. None depends on the machine's speed. Instructions and modules are
+budgets, rounded up; the others are exact.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fastres.backends import registry
 from fastres.backends.plans import Work
 from fastres.measure import traffic
 from fastres.measure.roofline import Ceilings
+from fastres.sampling import Sample
 
 TABLE = Path(__file__).with_suffix(".json")
 MODELS = ("resnet18", "resnet50", "resnext50_32x4d")
@@ -55,6 +57,20 @@ def operators() -> dict[str, dict[str, int]]:
                 model(x)
         counts = Counter(event.name for event in profiler.events() if "::" in event.name)
         found[name] = {name: count for name, count in sorted(counts.items()) if not name.startswith(_FREE)}
+    return found
+
+
+def compared_bytes() -> dict[str, int]:
+    """By model, the bytes of its parameters and statistics that a warm forward compares on a CPU; see `sampling`."""
+    found = {}
+    for name in MODELS:
+        model = getattr(fastres, name)(backend="onednn").eval()
+        x = torch.rand(1, 3, 32, 32)
+        with torch.inference_mode(), mock.patch.object(Sample, "same", autospec=True, side_effect=Sample.same) as asked:
+            model(x)
+            asked.reset_mock()
+            model(x)
+        found[name] = sum(call.args[0].nbytes for call in asked.call_args_list)
     return found
 
 
@@ -208,6 +224,7 @@ def imports() -> dict[str, Any]:
 
 EXACT: dict[str, Callable[[], Any]] = {
     "operators of a CPU forward": operators,
+    "bytes compared in a CPU forward": compared_bytes,
     "CUDA kernels of a forward": partial(cuda_launches, "emulator"),
     "CUDA kernels of a forward on an H100": partial(cuda_launches, "emulator_sm90"),
     "CUDA kernels of a training step on an H100": training_launches,

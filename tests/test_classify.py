@@ -403,9 +403,12 @@ def test_a_checkpoint_that_fits_no_model(classify: Run, cat: Path, net: nn.Modul
     assert err.endswith("resnet18: bn1.weight is torch.int32, expected torch.float32; extra.weight is unexpected\n")
 
 
-def test_an_output_that_is_not_finite_is_told(classify: Run, cat: Path, net: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["fc.bias", "conv1.weight", "layer3.0.bn2.running_mean"])
+def test_an_output_that_is_not_finite_is_told(
+    name: str, classify: Run, cat: Path, net: nn.Module, tmp_path: Path
+) -> None:
     state = net.state_dict()
-    state["fc.bias"] = torch.full((10,), float("nan"))
+    state[name] = torch.full_like(state[name], float("nan"))
     torch.save(state, tmp_path / "nan.pth")
     status, out, err = classify(cat, "--weights", tmp_path / "nan.pth", "--model", "resnet18")
     assert (status, out) == (1, "")

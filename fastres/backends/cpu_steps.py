@@ -17,6 +17,8 @@ from .aten_steps import FULL, AtenSteps, workspace
 from .reference_steps import conv_backward, like, stand_in
 from .steps import Affine, Geometry, Moments, Pool, Relu, Shortcut
 
+_LARGEST = 2**31 - 1  # of a pool's numbers, as PyTorch has it
+
 
 def unavailable() -> str:
     """Why the native module is not there or does not load, or ''."""
@@ -185,6 +187,8 @@ def _activation(name: str, x: Tensor, y: Tensor) -> Tensor:
 def _pooled(y: Tensor, pool: Pool) -> tuple[int, int, int, int]:
     n, channels, height, width = y.shape
     kernel, stride, padding = pool
+    if max(pool) > _LARGEST:
+        raise ValueError(f"pool: expected kernel, stride and padding of at most {_LARGEST}, got {tuple(pool)}")
     rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
     if min(rows, columns) < 1:
         raise ValueError(f"pool: {pool} has no window in an image {height, width}")

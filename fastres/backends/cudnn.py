@@ -1,7 +1,7 @@
-"""Backend `cudnn`: the fused convolutions of cuDNN that PyTorch binds.
+"""Backend `cudnn`: cuDNN's convolution with bias, on folded weights; residual and ReLU are PyTorch's own, in place.
 
-`cudnn_convolution_relu` and `cudnn_convolution_add_relu` fuse bias, residual and ReLU; a convolution without ReLU (the
-projection shortcut) is cuDNN's convolution with bias.
+cuDNN's fused ReLU (`cudnn_convolution_relu`, `cudnn_convolution_add_relu`) is not used: PyTorch asks it not to
+propagate NaN.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ def _missing() -> str | None:
 
 class CuDNN(Backend):
     name = "cudnn"
-    relu_keeps_nan = False
-    note = "whether its ReLU propagates NaN is cuDNN's choice"
 
     def unavailable(self) -> str | None:
         return _missing()
@@ -59,10 +57,7 @@ class CuDNN(Backend):
     def conv(
         self, x: Tensor, prepared: Any, relu: bool, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
-        if not relu:
-            y = F.conv2d(x, *prepared)
-            return y if residual is None else y + residual
-        if residual is None:
-            return torch.cudnn_convolution_relu(x, *prepared)
-        weight, bias, *geometry = prepared
-        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
+        y = F.conv2d(x, *prepared)
+        if residual is not None:
+            y += residual
+        return y.relu_() if relu else y

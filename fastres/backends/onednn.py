@@ -1,8 +1,12 @@
 """Backend `onednn`: oneDNN's fused convolution on the CPU, through the operators that torch.compile uses.
 
-Convolution, bias, residual and ReLU are one primitive, on channels_last activations and weights packed once into the
-blocked layout that oneDNN prefers for the first image size seen (another size stays right: oneDNN reorders if it must).
-A residual is added in place, and copied first unless the caller owns it and says so.
+Convolution, bias and residual are one primitive, on channels_last activations and weights packed once into the blocked
+layout that oneDNN prefers for the first image size seen (another size stays right: oneDNN reorders if it must). A
+residual is added in place, and copied first unless the caller owns it and says so.
+
+The ReLU is PyTorch's own, in place: oneDNN's makes 0 of NaN, as do its clip and, for negative infinity, its leaky ReLU
+something else. NaN may come from the image, from the weights, or from sums that overflow, so no look at the inputs
+would do; and the pass is over memory that was just written.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..folding import folded
@@ -44,8 +49,6 @@ def _runs(dtype: torch.dtype) -> bool:
 
 class OneDNN(Backend):
     name = "onednn"
-    note = "its fused ReLU turns NaN into 0, where PyTorch's keeps NaN"
-    relu_keeps_nan = False
 
     def unavailable(self) -> str | None:
         return _missing()
@@ -77,8 +80,13 @@ class OneDNN(Backend):
     ) -> Tensor:
         ops = torch.ops.mkldnn
         if residual is None:
-            return ops._convolution_pointwise.default(x, *prepared, "relu" if relu else "none", [], "")
-        unary = "relu" if relu else None
-        # The out-of-place form copies the residual too, and fails on outputs of one pixel or one channel.
-        total = residual if overwrite else residual.clone()
-        return ops._convolution_pointwise_.binary(total, x, *prepared, "add", 1.0, unary, [], None)
+            y = ops._convolution_pointwise.default(x, *prepared, "none", [], "")
+        else:
+            # The out-of-place form copies the residual too, and fails on outputs of one pixel or one channel.
+            total = residual if overwrite else residual.clone()
+            y = ops._convolution_pointwise_.binary(total, x, *prepared, "add", 1.0, None, [], None)
+        return y.relu_() if relu else y
+
+    def stem(self, x: Tensor, prepared: Any, kernel: int, stride: int, padding: int) -> Tensor:
+        # The largest of a window first: the ReLU then has fewer values to look at, and gives the same.
+        return F.max_pool2d(self.conv(x, prepared, False), kernel, stride, padding).relu_()

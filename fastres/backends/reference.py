@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
+from ..folding import require_memory
 from ..layer import ConvBN
 from .reference_steps import ReferenceSteps
 from .registry import Backend
@@ -23,6 +24,7 @@ class Reference(Backend):
         return ReferenceSteps()
 
     def prepare(self, x: Tensor, layer: ConvBN) -> ConvBN:
+        require_memory(layer.tensors())
         return layer
 
     def conv(

@@ -40,7 +40,6 @@ class Backend:
 
     name = ""
     note = ""  # what a user should know: numerics that differ from PyTorch's, hardware it was never run on
-    relu_keeps_nan = True  # as PyTorch's does; a library's that does not says so in its note
     keeps_parameters = False  # whether what `prepare` returns refers to the model's own tensors, and so is not cached
 
     def unavailable(self) -> str | None:
@@ -66,7 +65,7 @@ class Backend:
     def conv(
         self, x: Tensor, prepared: Any, relu: bool, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
-        """BatchNorm(conv(x)) + residual, then ReLU. With `overwrite`, the result may be written over `residual`."""
+        """BatchNorm(conv(x)) + residual, then a ReLU that keeps NaN. With `overwrite`, may write over `residual`."""
         raise NotImplementedError
 
     def steps(self) -> Steps | None:

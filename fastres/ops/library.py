@@ -30,7 +30,9 @@ def define(
     arguments at the positions `activations` are cast, and autocast's dtype stands for those at `dtypes`; parameters
     stay as they are and are folded in full precision.
     """
-    register(schema, implementation, fake, (_backward_of(reference), _save_inputs), activations, dtypes)
+    autograd = _backward_of(reference), _save_inputs
+    # Of parameters that were freed, backends say so when they prepare them.
+    register(schema, implementation, fake, autograd, activations, dtypes, addressed=(0, *activations[1:]))
 
 
 def register(
@@ -40,16 +42,16 @@ def register(
     autograd: tuple[Callable[..., Any], Callable[..., None] | None],
     activations: Sequence[int] = (),
     dtypes: Sequence[int] = (),
+    addressed: Sequence[int] | None = None,
 ) -> None:
     """Registers `fastres::<schema>`, functional, with `autograd`, its backward and what saves for it.
 
-    Without `activations` and `dtypes` it is not for autocast.
+    Without `activations` and `dtypes` it is not for autocast. `addressed` as `implement` has it.
     """
     name = schema.partition("(")[0]
     qualified = f"fastres::{name}"
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    implement(name, implementation, fake, addressed)
     backward, setup = autograd
     torch.library.register_autograd(qualified, backward, setup_context=setup, lib=LIBRARY)
     if not (activations or dtypes):
@@ -57,6 +59,46 @@ def register(
     packet = getattr(torch.ops.fastres, name)
     for device in ("cpu", "cuda"):
         LIBRARY.impl(name, _autocast_of(packet.default, device, activations, dtypes), f"Autocast{device.upper()}")
+
+
+def implement(
+    name: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    addressed: Sequence[int] | None = None,
+) -> None:
+    """Gives the defined operator its implementation and its fake.
+
+    The fake also stands for the implementation on the meta device, and PyTorch calls it if any one argument is there,
+    so it raises RuntimeError if only some are. The implementation may read addresses, so it raises RuntimeError for a
+    tensor whose storage was freed, as PyTorch's operators do: among the arguments at `addressed`, or among all.
+    """
+
+    def checked(*args: Any) -> Any:
+        tensors = _tensors(args) if addressed is None else [(i, args[i]) for i in addressed]
+        for i, tensor in tensors:
+            if tensor is not None and not tensor.data_ptr() and tensor.numel():
+                raise RuntimeError(f"{_argument(name, i)}: expected a tensor with memory, got one that was freed")
+        return implementation(*args)
+
+    def checked_fake(*args: Any) -> Any:
+        found = {tensor.device.type == "meta": i for i, tensor in _tensors(args)}
+        if len(found) == 2:
+            raise RuntimeError(f"{_argument(name, found[True])}: expected a tensor with memory, got one on meta")
+        return fake(*args)
+
+    LIBRARY.impl(name, checked, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastres::{name}", checked_fake, lib=LIBRARY)
+
+
+def _tensors(args: Sequence[Any]) -> list[tuple[int, Tensor]]:
+    """The tensors among the arguments and in their lists, each with its argument's position."""
+    lists = [(i, value if isinstance(value, list | tuple) else [value]) for i, value in enumerate(args)]
+    return [(i, part) for i, parts in lists for part in parts if isinstance(part, Tensor)]
+
+
+def _argument(name: str, index: int) -> str:
+    return getattr(torch.ops.fastres, name).default._schema.arguments[index].name
 
 
 def channels_last_like(x: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:

@@ -37,6 +37,8 @@ def _run(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], ba
 
 def _plan(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], backend: str) -> _Plan:
     """The stage as backends and prepared weights: checked and resolved once, then one look-up for all its layers."""
+    if not spec:
+        raise ValueError("spec: expected one block or more, got none")
     name = registry.requested(backend)
 
     def make() -> _Plan:

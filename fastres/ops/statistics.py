@@ -5,12 +5,14 @@ Statistics are [C, 3]: count, mean, and m2, the sum of squared deviations from t
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..backends import cpu_steps
-from .library import LIBRARY
+from .library import LIBRARY, implement
 
 
 def merged(statistics: Tensor, group: str) -> Tensor:
@@ -37,9 +39,21 @@ def _group(name: str) -> dist.ProcessGroup:
 def _track(
     means: list[Tensor], variances: list[Tensor], steps: list[Tensor], statistics: list[Tensor], momenta: list[float]
 ) -> None:
-    for mean, var, count, batch, momentum in zip(means, variances, steps, statistics, momenta, strict=True):
+    lists = means, variances, steps, statistics, momenta
+    lengths = [len(values) for values in lists]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"means .. momenta: expected lists of one length, got {lengths}")
+    for mean, var, batch in zip(means, variances, statistics, strict=True):
+        if mean.dim() != 1 or var.shape != mean.shape:
+            raise ValueError(f"means, variances: expected [C] each, got {tuple(mean.shape)} and {tuple(var.shape)}")
+        if batch.shape != (len(mean), 3):
+            raise ValueError(f"statistics: expected {[len(mean), 3]}, got {list(batch.shape)}")
+        if not mean.device == var.device == batch.device:
+            devices = ", ".join(str(t.device) for t in (mean, var, batch))
+            raise ValueError(f"means, variances, statistics: expected one device, got {devices}")
+    for mean, var, count, batch, momentum in zip(*lists, strict=True):
         count.add_(1)
-        weight = 1 / float(count) if momentum < 0 else momentum
+        weight = 1 / float(count) if math.isnan(momentum) else momentum
         if cpu_steps.track(mean, var, batch, weight):
             continue
         values, batch_mean, m2 = batch.unbind(1)
@@ -47,10 +61,9 @@ def _track(
         var.copy_(torch.lerp(var.to(batch), m2 / (values - 1), weight))
 
 
-# A negative momentum stands for None: a mean over all batches with equal weights.
+# A momentum of NaN stands for None: a mean over all batches with equal weights.
 LIBRARY.define(
     "track(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] steps, Tensor[] statistics, float[] momenta) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-LIBRARY.impl("track", _track, "CompositeExplicitAutograd")
-torch.library.register_fake("fastres::track", lambda *args: None, lib=LIBRARY)
+implement("track", _track, lambda *args: None)
