@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from frozen_norms import DetrFrozen
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 from torchvision.ops import FrozenBatchNorm2d
@@ -44,7 +45,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         return torch.rand(like.shape, generator=generator, device="cpu").mul(high - low).add(low).to(like)
 
     modes = {module: module.training for module in model.modules()}
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d | DetrFrozen)]
     with torch.no_grad():
         for conv in model.modules():
             if isinstance(conv, nn.Conv2d):
