@@ -78,6 +78,14 @@ def read_training(
     return "an empty batch" if x.numel() == 0 else layers
 
 
+def pair_obstacle(conv: nn.Module, bn: nn.Module, act: nn.Module | None = None) -> str | None:
+    """Why a convolution, its norm and its activation fuse in neither mode, or None. For reports, not for each call."""
+    layer = _read_pair(conv, bn, training=True)
+    if isinstance(layer, str):
+        return layer
+    return None if act is None else module_obstacle(act, nn.ReLU)
+
+
 def call_obstacle() -> str | None:
     """Why nothing may fuse at present, whatever the modules, or None."""
     if torch.compiler.is_compiling():

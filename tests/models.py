@@ -61,6 +61,8 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             bn.bias.copy_(uniform(bn.bias, -0.3, 0.3))
         _calibrate(model, [bn for bn in norms if isinstance(bn, nn.BatchNorm2d)], generator)
         for bn in norms:
+            if bn.running_var is None:
+                continue
             spread = bn.running_var.sqrt()
             bn.running_mean += spread * uniform(spread, -0.3, 0.3)
             bn.running_var *= uniform(spread, 0.5, 2)
