@@ -87,7 +87,7 @@ def _constant(bn: nn.Module) -> float:
     zero = torch.zeros(1, 4, 1, 1, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         slope = (twin(zero + 1) - twin(zero))[0, 0].item()
-    return float(f"{(twin.weight[0].item() / slope) ** 2:.6g}")
+    return float(f"{(twin.get_buffer('weight')[0].item() / slope) ** 2:.6g}")
 
 
 def _computes(twin: nn.Module, eps: float) -> bool:

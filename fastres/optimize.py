@@ -1,4 +1,4 @@
-"""`optimize(model)`: the fast equivalent of a built torchvision or timm model, sharing its parameters."""
+"""`optimize(model)`: the fast equivalent of a built ResNet, sharing its parameters."""
 
 from __future__ import annotations
 
@@ -64,9 +64,12 @@ def optimize(
 ) -> M:
     """The fast equivalent of `model`, sharing its parameters and buffers.
 
-    Residual blocks of torchvision and timm, the ResNets around them, and the ResNet bodies of torchvision's detection
-    and segmentation models become fastres's, wherever they are in `model`; whatever else there is stays. Training
-    either model trains both. What was left, and why, is in `fastres_report` of the result, and a warning says so.
+    Converts residual blocks and the ResNets around them, wherever they are in `model`: those of torchvision, timm and
+    transformers, the bodies of torchvision's detection and segmentation models, timm's feature extractors and the
+    encoders of segmentation-models-pytorch. Everything else stays. Training either model trains both.
+
+    The result's `fastres_report` says which modules were converted, which were left, what does not fuse inside those
+    that were converted, and why. It judges modules by what they are, not by their mode. A warning names what was left.
 
     Args:
         model: any built nn.Module. Its mode, hooks and state dict are kept.

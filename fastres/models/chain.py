@@ -74,7 +74,7 @@ def triples(layers: Iterable[tuple[str, nn.Module]], wanted: Mapping[str, str]) 
 def _flatten(layers: Iterable[tuple[str, nn.Module]], wanted: Mapping[str, str]) -> Iterator[Layer]:
     """The layers, with a stem's or stage's nn.Sequential as its own; an output is wanted of its last."""
     for name, module in layers:
-        parts = list(module) if _is_stem(module) else list(blocks_of(module))
+        parts: list[Any] = list(module.children()) if _is_stem(module) else list(blocks_of(module))
         yield from ((part, None) for part in parts[:-1])
         yield (parts[-1] if parts else nn.Identity()), wanted.get(name)
 

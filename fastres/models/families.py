@@ -76,8 +76,8 @@ def judge(module: nn.Module, known: dict[type[nn.Module], type[nn.Module]]) -> V
     fast = known.get(kind)
     if fast is None:
         base = next((base for base in known if isinstance(module, base)), None)
-        why = "" if base is None else f"{kind.__name__} is a subclass of {base.__module__}.{base.__name__}"
-        return Verdict(why=why)
+        subclass = "" if base is None else f"{kind.__name__} is a subclass of {base.__module__}.{base.__name__}"
+        return Verdict(why=subclass)
     if why := _replaced(module, fast):
         return Verdict(why=why)
     if not is_block(fast):
@@ -149,7 +149,8 @@ def _stem(module: Any, fast: Any) -> list[Triple]:
         encoder: Any = module
         return chain.triples(encoder_layers(module), {name: name for name in _STAGES[: encoder._depth]})
     if isinstance(module, nn.ModuleDict):
-        return chain.triples(module.items(), module.return_layers)
+        extractor: Any = module
+        return chain.triples(extractor.items(), extractor.return_layers)
     return chain.triples(fast._layers(module), {}) if hasattr(fast, "_layers") else []
 
 
@@ -172,7 +173,7 @@ def _replaced(module: nn.Module, fast: type[nn.Module]) -> str | None:
         if name in module.__dict__ and callable(module.__dict__[name]):
             return f"its {name} was replaced on this instance"
         owner = next((base for base in type(module).__mro__ if name in base.__dict__), None)
-        method = None if owner is None else owner.__dict__[name]
+        method: Any = None if owner is None else owner.__dict__[name]
         if name.startswith("__") or owner is None or not hasattr(method, "__qualname__"):
             continue
         if (method.__module__, method.__qualname__) != (owner.__module__, f"{owner.__qualname__}.{name}"):

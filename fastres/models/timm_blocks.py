@@ -171,7 +171,7 @@ class FeatureListNet(FeatureDictNet, timm_features.FeatureListNet):
 
     plain_class = timm_features.FeatureListNet
 
-    def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> list[Tensor]:
         return list(self._collect(x).values())
 
 
