@@ -119,6 +119,9 @@ def optimize(
     if left:
         names = ", ".join(name or "(root)" for name, _ in left[:3]) + (", ..." if len(left) > 3 else "")
         warnings.warn(f"fastres.optimize left {_count(left)} as they are: {names}: {left[0][1]}", stacklevel=2)
+    elif unfused := [limit for limit in limits if not limit[1].endswith(families.NOT_IN_TRAINING)]:
+        names = ", ".join(name for name, _ in unfused[:3]) + (", ..." if len(unfused) > 3 else "")
+        warnings.warn(f"fastres.optimize converted all but {names}: {unfused[0][1]}", stacklevel=2)
     elif not any(isinstance(module, resnet.Carrier) for module in model.modules()):
         warnings.warn(f"fastres.optimize found no ResNet block in this {type(model).__name__}", stacklevel=2)
     return model

@@ -14,6 +14,7 @@ from .. import fused, fusing
 from . import chain, resnet
 from .torchvision_bodies import LayerGetter
 
+NOT_IN_TRAINING = "it fuses in evaluation only"
 Reasons = tuple[tuple[str, str], ...]  # (name, why), names relative to the module
 # Blocks of timm's that are not convolution, BatchNorm, ReLU and a shortcut.
 _OTHER_BLOCKS = {
@@ -93,7 +94,7 @@ def judge(module: nn.Module, known: dict[type[nn.Module], type[nn.Module]]) -> V
     if not any(map(_fuses, triples)):
         return Verdict(why=limits[0][1])
     if why := _extras(module, fast, training=True):
-        limits.insert(0, ("", f"{why}: it fuses in evaluation only"))
+        limits.insert(0, ("", f"{why}: {NOT_IN_TRAINING}"))
     return Verdict(fast, limits=tuple(limits))
 
 
@@ -166,12 +167,38 @@ def _extras(module: nn.Module, fast: type[nn.Module], training: bool = False) ->
     return timm_blocks.training_extras(module) if training else timm_blocks.lasting_extras(module)
 
 
+def _held(function: Any) -> set[nn.Module]:
+    """The modules that a function or method refers to by itself or through the functions it is made of."""
+    found: set[nn.Module] = set()
+    seen: set[int] = set()
+    todo = [function]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, nn.Module):
+            found.add(value)
+        elif callable(value) and id(value) not in seen:
+            seen.add(id(value))
+            todo += [getattr(value, "__self__", None), getattr(value, "func", None), *getattr(value, "args", ())]
+            todo += [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _is_set(cell)]
+            todo.append(getattr(value, "__func__", None))
+    return found
+
+
+def _is_set(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # the variable has no value yet
+        return False
+
+
 def _replaced(module: nn.Module, fast: type[nn.Module]) -> str | None:
     """Whether a method that the fast class has its own of was replaced on the instance or on its class."""
     overridden = {name for base in fast.__mro__ if base.__module__.startswith("fastres.") for name in base.__dict__}
     for name in ("forward", *sorted(overridden)):
         if name in module.__dict__ and callable(module.__dict__[name]):
-            return f"its {name} was replaced on this instance"
+            why = f"its {name} was replaced on this instance"
+            elsewhere = _held(module.__dict__[name]) - {*module.modules()}
+            return f"{why} and calls modules of another model; try inplace=True" if elsewhere else why
         owner = next((base for base in type(module).__mro__ if name in base.__dict__), None)
         method: Any = None if owner is None else owner.__dict__[name]
         if name.startswith("__") or owner is None or not hasattr(method, "__qualname__"):
