@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import stand_ins
+import timm
 import torch
 from models import image, randomize
 from steps import assert_same_step
@@ -106,3 +108,20 @@ def test_segmentation_models_train() -> None:
     plain = Summed(randomize(stand_ins.ResNetEncoder(block=tv.BasicBlock, layers=[1, 1, 1, 1])))
     fast, _ = optimized(copy.deepcopy(plain))
     assert_same_step(fast, plain, image())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        stand_ins.HuggingFace,
+        lambda: timm.create_model("resnet10t"),
+        lambda: timm.create_model("resnet10t", features_only=True),
+        lambda: timm.create_model("resnet10t", features_only=True, feature_cls="getter"),
+        lambda: stand_ins.ResNetEncoder(block=tv.BasicBlock, layers=[1, 1, 1, 1]),
+    ],
+    ids=["transformers", "timm", "timm's features", "timm's getter", "segmentation models"],
+)
+def test_they_are_compiled_as_one_graph(build: Callable[[], nn.Module]) -> None:
+    plain = randomize(build()).eval()
+    fast, _ = optimized(plain)
+    assert_same_function(torch.compile(fast, backend="eager", fullgraph=True), plain, image())
