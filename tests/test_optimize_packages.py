@@ -73,6 +73,19 @@ def test_a_hook_inside_a_transformers_block_sees_its_value(name: str) -> None:
     assert_same_function(fast, plain, image())
 
 
+def test_a_hook_that_is_there_before_and_removed_later() -> None:
+    plain = randomize(stand_ins.HuggingFace()).eval()
+    plain.encoder[0].layers[0].shortcut.register_forward_hook(lambda _, x, y: y * 2)
+    fast, report = optimized(plain)
+    assert dict(report.limits)["encoder.0.layers.0.shortcut.convolution"] == "a hook is registered inside its block"
+    assert_same_function(fast, plain, image())
+    assert fused_layers(fast, image()) == promised(fast, report)
+    for model in (fast, plain):
+        model.encoder[0].layers[0].shortcut._forward_hooks.clear()
+    assert_same_function(fast, plain, image())
+    assert fused_layers(fast, image()) == convolutions(plain)
+
+
 def test_a_transformers_shortcut_that_is_replaced_later() -> None:
     plain = randomize(stand_ins.HuggingFace()).eval()
     fast, _ = optimized(plain)

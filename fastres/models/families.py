@@ -87,8 +87,11 @@ def judge(module: nn.Module, known: dict[type[nn.Module], type[nn.Module]]) -> V
     if why := _extras(module, fast):
         return Verdict(why=why)
     parts = _parts(module, fast)
+    if parts is None and any(fused.hooked(child) for child in module.modules() if child is not module):
+        inside = [name for name, child in module.named_modules() if isinstance(child, nn.Conv2d)]
+        return Verdict(fast, limits=tuple((name, "a hook is registered inside its block") for name in inside))
     if parts is None:
-        return Verdict(why=f"{kind.__name__} holds other modules than its package builds, or one with a hook")
+        return Verdict(why=f"{kind.__name__} holds other modules than its package builds")
     triples = list(_layers(parts))
     limits = list(_limits(module, triples))
     if not any(map(_fuses, triples)):
