@@ -15,9 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as _module
 from torchvision.ops import FrozenBatchNorm2d
 
+from . import frozen
 from .layer import ConvBN
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
+_TRAINED = BATCH_NORMS[:2]  # other norms are frozen: torchvision's, and those that `frozen` knows
 # Tensor: DataParallel's replicas, functional_call; FakeTensor: torch.export. Not DTensor, nor a quantised weight.
 _WEIGHTS = (nn.Parameter, Tensor, FakeTensor)
 
@@ -63,7 +65,7 @@ def read_training(
             return layer
         if layer.bias is not None:
             return "the convolution has a bias, and is trained"
-        if bn.training and layer.steps is None and type(bn) is not FrozenBatchNorm2d:
+        if bn.training and layer.steps is None and type(bn) in _TRAINED:
             return "BatchNorm does not count its batches"
         layers.append(layer)
     for act in acts:
@@ -74,6 +76,14 @@ def read_training(
     if why := call_obstacle():
         return why
     return "an empty batch" if x.numel() == 0 else layers
+
+
+def pair_obstacle(conv: nn.Module, bn: nn.Module, act: nn.Module | None = None) -> str | None:
+    """Why a convolution, its norm and its activation fuse in neither mode, or None. For reports, not for each call."""
+    layer = _read_pair(conv, bn, training=True)
+    if isinstance(layer, str):
+        return layer
+    return None if act is None else module_obstacle(act, nn.ReLU)
 
 
 def call_obstacle() -> str | None:
@@ -120,13 +130,13 @@ def plain_weight(weight: Any) -> bool:
 def _read_pair(conv: Any, bn: Any, training: bool = False) -> ConvBN | str:
     kind = type(bn)
     if (
-        kind not in BATCH_NORMS
+        (kind not in BATCH_NORMS and frozen.eps_of(bn) is None)
         or type(conv) is not nn.Conv2d
         or conv._forward_hooks
         or conv._forward_pre_hooks
         or bn._forward_hooks
         or bn._forward_pre_hooks
-        or (bn.training and not training and kind is not FrozenBatchNorm2d)
+        or (bn.training and not training and kind in _TRAINED)
         or conv.padding_mode != "zeros"
         or isinstance(conv.padding, str)
         or "forward" in conv.__dict__
@@ -143,7 +153,7 @@ def _read_pair(conv: Any, bn: Any, training: bool = False) -> ConvBN | str:
         weight, bias = of_conv["weight"], of_conv["bias"]
         mean, var = of_bn["running_mean"], of_bn["running_var"]
         steps = of_bn.get("num_batches_tracked")
-        of_bn = of_bn if kind is FrozenBatchNorm2d else bn._parameters
+        of_bn = bn._parameters if kind in _TRAINED else of_bn
         gamma, beta = of_bn["weight"], of_bn["bias"]
     except KeyError:  # DataParallel's replicas have attributes instead
         weight, bias, gamma, beta = conv.weight, conv.bias, bn.weight, bn.bias
@@ -153,14 +163,15 @@ def _read_pair(conv: Any, bn: Any, training: bool = False) -> ConvBN | str:
     if mean is None or var is None:
         return "BatchNorm keeps no running statistics"
     geometry: Any = conv.stride, conv.padding, conv.dilation, conv.groups
-    return ConvBN(weight, bias, gamma, beta, mean, var, steps, bn.eps, *geometry)
+    eps: Any = bn.eps if kind in BATCH_NORMS else frozen.eps_of(bn)
+    return ConvBN(weight, bias, gamma, beta, mean, var, steps, eps, *geometry)
 
 
 def _why_not(conv: Any, bn: Any, training: bool) -> str:
-    if type(bn) not in BATCH_NORMS:
+    if type(bn) not in BATCH_NORMS and frozen.eps_of(bn) is None:
         return f"{type(bn).__name__} is not exactly one of {', '.join(k.__name__ for k in BATCH_NORMS)}"
     if why := module_obstacle(conv, nn.Conv2d) or module_obstacle(bn, type(bn)):
         return why
-    if bn.training and not training and type(bn) is not FrozenBatchNorm2d:
+    if bn.training and not training and type(bn) in _TRAINED:
         return "BatchNorm is in training mode"
     return f"padding {conv.padding!r} in mode {conv.padding_mode!r}, not zeros of a given width"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from frozen_norms import DetrFrozen
 from torch import Tensor, nn
 from torchvision.models import resnet as tv
 from torchvision.ops import FrozenBatchNorm2d
@@ -44,7 +45,7 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         return torch.rand(like.shape, generator=generator, device="cpu").mul(high - low).add(low).to(like)
 
     modes = {module: module.training for module in model.modules()}
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d | DetrFrozen)]
     with torch.no_grad():
         for conv in model.modules():
             if isinstance(conv, nn.Conv2d):
@@ -60,6 +61,8 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             bn.bias.copy_(uniform(bn.bias, -0.3, 0.3))
         _calibrate(model, [bn for bn in norms if isinstance(bn, nn.BatchNorm2d)], generator)
         for bn in norms:
+            if bn.running_var is None:
+                continue
             spread = bn.running_var.sqrt()
             bn.running_mean += spread * uniform(spread, -0.3, 0.3)
             bn.running_var *= uniform(spread, 0.5, 2)

@@ -21,7 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import fastres
 from fastres.models.resnet import Carrier, Stage
-from fastres.optimize import LayerGetter
+from fastres.models.torchvision_bodies import LayerGetter
 
 
 def small(**kwargs: Any) -> tv.ResNet:
