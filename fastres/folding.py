@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .layer import ConvBN
+from .block import ConvBN
 
 _CHECK = "FASTRES_CHECK_FOLD"
 MAX_HELD_BYTES = 1 << 16  # a vector in a larger storage may be a view of a whole model's parameters

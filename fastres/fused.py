@@ -20,8 +20,8 @@ from . import (
     train_step,
 )
 from .backends import registry
+from .block import Block, ConvBN, flatten
 from .fusing import call_obstacle, hooked, module_obstacle, must_be_called, plain_weight
-from .layer import Block, ConvBN, flatten
 from .pixels import Pixels
 
 __all__ = [
@@ -140,7 +140,7 @@ def conv_bn(x: Tensor, conv: nn.Module, bn: nn.Module, *, backend: str = "") -> 
         _plain(conv, x, trained)
         return bn(conv(x))
     _check_dtype(x, conv)
-    return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0], None, False, backend)
+    return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0].arguments(), None, False, backend)
 
 
 def conv_bn_act(
@@ -172,7 +172,7 @@ def conv_bn_act(
             y += residual
         return F.relu(y) if act is None else act(y)
     _check_dtype(x, conv)
-    return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0], residual, True, backend)
+    return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0].arguments(), residual, True, backend)
 
 
 def projection(
@@ -196,7 +196,14 @@ def projection(
         if not isinstance(layers, str):
             _check_dtype(x, conv)
             block_input = block_input if pool is None else pool(block_input)
-            return _call(torch.ops.fastres.projection.default, x, *layers[0], block_input, *layers[1], backend)
+            return _call(
+                torch.ops.fastres.projection.default,
+                x,
+                *layers[0].arguments(),
+                block_input,
+                *layers[1].arguments(),
+                backend,
+            )
         if pool is None:
             trained = _train(x, (conv, bn), act, backend, block_input, shortcut)
             if isinstance(trained, Tensor):
@@ -257,9 +264,9 @@ def stem(
     pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
     if pixels is not None:
         dtype = conv.weight.dtype
-        return _call(torch.ops.fastres.stem_uint8.default, x, *layers[0], *pool, dtype, *pixels, backend)
+        return _call(torch.ops.fastres.stem_uint8.default, x, *layers[0].arguments(), *pool, dtype, *pixels, backend)
     _check_dtype(x, conv)
-    return _call(torch.ops.fastres.stem.default, x, *layers[0], *pool, backend)
+    return _call(torch.ops.fastres.stem.default, x, *layers[0].arguments(), *pool, backend)
 
 
 def _is_square_max_pool(pool: Any) -> bool:

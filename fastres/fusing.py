@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules import module as _module
 from torchvision.ops import FrozenBatchNorm2d
 
-from .layer import ConvBN
+from .block import ConvBN, Geometry
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 # Tensor: DataParallel's replicas, functional_call; FakeTensor: torch.export. Not DTensor, nor a quantised weight.
@@ -63,7 +63,7 @@ def read_training(
             return layer
         if layer.bias is not None:
             return "the convolution has a bias, and is trained"
-        if bn.training and layer.steps is None and type(bn) is not FrozenBatchNorm2d:
+        if bn.training and layer.num_batches_tracked is None and type(bn) is not FrozenBatchNorm2d:
             return "BatchNorm does not count its batches"
         layers.append(layer)
     for act in acts:
@@ -142,18 +142,18 @@ def _read_pair(conv: Any, bn: Any, training: bool = False) -> ConvBN | str:
     try:
         weight, bias = of_conv["weight"], of_conv["bias"]
         mean, var = of_bn["running_mean"], of_bn["running_var"]
-        steps = of_bn.get("num_batches_tracked")
+        count = of_bn.get("num_batches_tracked")
         of_bn = of_bn if kind is FrozenBatchNorm2d else bn._parameters
         gamma, beta = of_bn["weight"], of_bn["bias"]
     except KeyError:  # DataParallel's replicas have attributes instead
         weight, bias, gamma, beta = conv.weight, conv.bias, bn.weight, bn.bias
-        mean, var, steps = bn.running_mean, bn.running_var, getattr(bn, "num_batches_tracked", None)
+        mean, var, count = bn.running_mean, bn.running_var, getattr(bn, "num_batches_tracked", None)
     if type(weight) not in _WEIGHTS:
         return f"the weight is a {type(weight).__name__}"
     if mean is None or var is None:
         return "BatchNorm keeps no running statistics"
-    geometry: Any = conv.stride, conv.padding, conv.dilation, conv.groups
-    return ConvBN(weight, bias, gamma, beta, mean, var, steps, bn.eps, *geometry)
+    geometry = Geometry._make((conv.stride, conv.padding, conv.dilation, conv.groups))
+    return ConvBN(weight, bias, gamma, beta, mean, var, count, bn.eps, geometry)
 
 
 def _why_not(conv: Any, bn: Any, training: bool) -> str:

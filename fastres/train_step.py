@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .backends import training
+from .block import ConvBN, Norm, TrainBlock
 from .fusing import read_training
-from .layer import ConvBN, Norm, TrainBlock
 
 Pair = tuple[nn.Module, nn.Module]
 
@@ -51,20 +51,20 @@ class Step:
 
     def _track(self, kept: list[Tensor]) -> None:
         """Moves running means and variances towards the batch's, as BatchNorm does in its forward."""
-        means, variances, steps, statistics, momenta = [], [], [], [], []
+        means, variances, counts, statistics, momenta = [], [], [], [], []
         at = 0
         for bn, layer, norm in zip(self.batch_norms, self.layers, self.norms, strict=True):
             at += 2
             if norm is Norm.RUNNING:
                 continue
-            assert layer.steps is not None
+            assert layer.num_batches_tracked is not None
             means.append(layer.mean)
             variances.append(layer.var)
-            steps.append(layer.steps)
+            counts.append(layer.num_batches_tracked)
             statistics.append(kept[at])
             momenta.append(-1.0 if bn.momentum is None else float(bn.momentum))
             at += 1
-        torch.ops.fastres.track.default(means, variances, steps, statistics, momenta)
+        torch.ops.fastres.track.default(means, variances, counts, statistics, momenta)
 
 
 def read(
@@ -92,8 +92,8 @@ def read(
 def _inputs(layer: ConvBN, norm: Norm) -> ConvBN:
     """`layer` without what the operator has no use for: its inputs must not be what `track` writes to."""
     if norm is Norm.RUNNING:
-        return layer._replace(steps=None)
-    return layer._replace(mean=None, var=None, steps=None)  # type: ignore[arg-type]
+        return layer._replace(num_batches_tracked=None)
+    return layer._replace(mean=None, var=None, num_batches_tracked=None)  # type: ignore[arg-type]
 
 
 @torch.compiler.assume_constant_result

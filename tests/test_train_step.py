@@ -22,7 +22,7 @@ from torchvision.models import resnet as tv
 
 import fastres
 from fastres.backends import registry
-from fastres.layer import ConvBN, Norm, TrainBlock
+from fastres.block import ConvBN, Geometry, Norm, TrainBlock
 from fastres.models import cifar
 
 OPS = torch.ops.fastres
@@ -193,8 +193,7 @@ def layer(cin: int, cout: int, kernel: int, norm: Norm, stride: int = 1, dilatio
         var,
         None,
         1e-3,
-        *([(v, v) for v in (stride, padding, dilation)]),
-        groups,
+        Geometry((stride, stride), (padding, padding), (dilation, dilation), groups),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
-from ..layer import ConvBN
+from ..block import ConvBN
 from .reference_steps import ReferenceSteps
 from .registry import Backend
 from .steps import Steps

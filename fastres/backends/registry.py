@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference, tuning
-from ..layer import ConvBN
+from ..block import ConvBN
 from ..pixels import Pixels
 from . import ranking, verification
 from .steps import Steps

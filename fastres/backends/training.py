@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..layer import ConvBN
+from ..block import ConvBN
 from . import cpu_steps, registry, verification
 from .aten_steps import AtenSteps
 from .cpu_steps import CpuSteps

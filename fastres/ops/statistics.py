@@ -35,9 +35,9 @@ def _group(name: str) -> dist.ProcessGroup:
 
 
 def _track(
-    means: list[Tensor], variances: list[Tensor], steps: list[Tensor], statistics: list[Tensor], momenta: list[float]
+    means: list[Tensor], variances: list[Tensor], counts: list[Tensor], statistics: list[Tensor], momenta: list[float]
 ) -> None:
-    for mean, var, count, batch, momentum in zip(means, variances, steps, statistics, momenta, strict=True):
+    for mean, var, count, batch, momentum in zip(means, variances, counts, statistics, momenta, strict=True):
         count.add_(1)
         weight = 1 / float(count) if momentum < 0 else momentum
         if cpu_steps.track(mean, var, batch, weight):
@@ -49,7 +49,8 @@ def _track(
 
 # A negative momentum stands for None: a mean over all batches with equal weights.
 LIBRARY.define(
-    "track(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] steps, Tensor[] statistics, float[] momenta) -> ()",
+    "track(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] num_batches_tracked, "
+    "Tensor[] statistics, float[] momenta) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.impl("track", _track, "CompositeExplicitAutograd")
