@@ -34,13 +34,18 @@ __all__ = [
     "must_be_called",
     "normalize",
     "projection",
+    "residual_block",
     "stage",
     "stem",
 ]
 
 
 class ResidualParts(NamedTuple):
-    """A residual block as modules: relu(branch(x) + shortcut(x)); `shortcut` None is the identity."""
+    """A residual block as modules: act(branch(x) + shortcut(x)).
+
+    `branch` has each convolution with its BatchNorm, `shortcut` None is the identity, and `acts` is one activation for
+    all layers of the branch or one for each.
+    """
 
     branch: tuple[tuple[nn.Module, nn.Module], ...]
     shortcut: nn.Module | None
@@ -296,13 +301,40 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
     return fc(torch.flatten(avgpool(x), 1))
 
 
-def train_block(x: Tensor, parts: ResidualParts | None, *, backend: str = "") -> Tensor | None:
+def residual_block(x: Tensor, block: Any, *, backend: str = "") -> Tensor:
+    """act(branch(x) + shortcut(x)): a residual block.
+
+    Args:
+        x: [N, C, H, W], in any layout.
+        block: a module whose `residual_parts()` says what it is made of. Where that is None, the block is more than a
+            residual block, and its `plain_class` computes it.
+        backend: as for `conv_bn_act`.
+
+    Returns and raises as `conv_bn_act`.
+    """
+    parts: ResidualParts | None = block.residual_parts()
+    if parts is None:
+        return block.plain_class.forward(block, x)
+    out = _train_block(x, parts, backend=backend)
+    if out is not None:
+        return out
+    y = x
+    acts = parts.acts if len(parts.acts) > 1 else parts.acts * len(parts.branch)
+    for (conv, bn), act in zip(parts.branch[:-1], acts, strict=False):
+        y = conv_bn_act(y, conv, bn, act=act, backend=backend)
+    last = parts.branch[-1]
+    if parts.shortcut is None:
+        return conv_bn_act(y, *last, residual=x, act=acts[-1], backend=backend)
+    return projection(y, *last, x, parts.shortcut, act=acts[-1], backend=backend)
+
+
+def _train_block(x: Tensor, parts: ResidualParts, *, backend: str = "") -> Tensor | None:
     """A residual block's training step as one operator, or None: where it does not train, or may not be one operator.
 
     Training is what records gradients or normalises by a batch's statistics. A shortcut other than a projection is
     called, and its result is an input of the operator.
     """
-    if parts is None or not isinstance(read(x, parts.branch, parts.acts, None, backend), str):
+    if not isinstance(read(x, parts.branch, parts.acts, None, backend), str):
         return None
     pool, shortcut = (None, None) if parts.shortcut is None else _shortcut(parts.shortcut)
     step = train_step.read(x, parts.branch, parts.acts, shortcut, backend)

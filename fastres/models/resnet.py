@@ -63,14 +63,7 @@ class BasicBlock(tv.BasicBlock, Carrier):
     plain_class = tv.BasicBlock
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = self.backend_name
-        out = fused.train_block(x, self.residual_parts(), backend=backend)
-        if out is not None:
-            return out
-        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
-        if self.downsample is None:
-            return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.relu, backend=backend)
-        return fused.projection(out, self.conv2, self.bn2, x, self.downsample, act=self.relu, backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts:
         m = self._modules  # read on every call: past nn.Module's slow attribute protocol
@@ -87,15 +80,7 @@ class Bottleneck(tv.Bottleneck, Carrier):
     plain_class = tv.Bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = self.backend_name
-        out = fused.train_block(x, self.residual_parts(), backend=backend)
-        if out is not None:
-            return out
-        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
-        out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.relu, backend=backend)
-        if self.downsample is None:
-            return fused.conv_bn_act(out, self.conv3, self.bn3, residual=x, act=self.relu, backend=backend)
-        return fused.projection(out, self.conv3, self.bn3, x, self.downsample, act=self.relu, backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts:
         m = self._modules  # read on every call: past nn.Module's slow attribute protocol

@@ -35,16 +35,7 @@ class BasicBlock(timm.BasicBlock, Carrier):
     plain_class = timm.BasicBlock
 
     def forward(self, x: Tensor) -> Tensor:
-        if extras(self):
-            return super().forward(x)
-        backend = self.backend_name
-        out = fused.train_block(x, self.residual_parts(), backend=backend)
-        if out is not None:
-            return out
-        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
-        if self.downsample is None:
-            return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.act2, backend=backend)
-        return fused.projection(out, self.conv2, self.bn2, x, self.downsample, act=self.act2, backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts | None:
         if extras(self):
@@ -63,17 +54,7 @@ class Bottleneck(timm.Bottleneck, Carrier):
     plain_class = timm.Bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
-        if extras(self):
-            return super().forward(x)
-        backend = self.backend_name
-        out = fused.train_block(x, self.residual_parts(), backend=backend)
-        if out is not None:
-            return out
-        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
-        out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.act2, backend=backend)
-        if self.downsample is None:
-            return fused.conv_bn_act(out, self.conv3, self.bn3, residual=x, act=self.act3, backend=backend)
-        return fused.projection(out, self.conv3, self.bn3, x, self.downsample, act=self.act3, backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts | None:
         if extras(self):
