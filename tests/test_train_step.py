@@ -14,7 +14,7 @@ import torch
 import twins
 from models import image, pair, randomize, small_pair
 from steps import assert_same_step, assert_step_is_right, step
-from test_fusing import OBSTACLES, Change
+from test_eligibility import OBSTACLES, Change
 from test_memory import peak
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

@@ -127,7 +127,7 @@ def convolution(
             with one operand.
         moments: whether `Work.moments` is to be written, if the depth is not split; without bias, residual and ReLU.
         sms: multiprocessors of the GPU, by which the tile is chosen.
-        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it, without prologue.
+        kernel: "conv_sm80", or "conv_sm90" where `conv_sm90_unsupported` has nothing against it, without prologue.
         tile: rows, columns, splits of the depth, and of conv_sm90 blocks in a cluster; what is 0 or not given, the plan
             chooses.
 
@@ -190,7 +190,7 @@ def convolution(
 
 
 @lru_cache(maxsize=4096)
-def obstacle(dtype: torch.dtype, x: tuple[int, ...], filter: Filter) -> str | None:
+def conv_sm90_unsupported(dtype: torch.dtype, x: tuple[int, ...], filter: Filter) -> str | None:
     """Why conv_sm90 cannot run a convolution on x of this shape [N, C, H, W], or None."""
     module = native.require()
     if "90a-real" not in module.build_info()["archs"]:
@@ -308,7 +308,7 @@ class Planned(Backend):
 
     def convolution_kernel(self, x: Tensor, filter: Filter) -> str:
         """What runs a convolution without prologue."""
-        hopper = self.capability(x.device) == HOPPER and obstacle(x.dtype, tuple(x.shape), filter) is None
+        hopper = self.capability(x.device) == HOPPER and conv_sm90_unsupported(x.dtype, tuple(x.shape), filter) is None
         return "conv_sm90" if hopper else "conv_sm80"
 
     def conv(

@@ -266,7 +266,7 @@ def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
     if why := backend.unavailable() or backend.unsupported(x, layer):
         return why
     fingerprint = backend.fingerprint()
-    return None if fingerprint is None else verification.obstacle(backend.name, fingerprint, x.device)
+    return None if fingerprint is None else verification.reason_unsupported(backend.name, fingerprint, x.device)
 
 
 def _why(chosen: str, names: Sequence[str], x: Tensor, layer: ConvBN, operator: str) -> str:

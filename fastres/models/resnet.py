@@ -57,6 +57,7 @@ class Model(Carrier):
                 module.backend_name = name or ""
 
 
+@fused.fuses
 class BasicBlock(tv.BasicBlock, Carrier):
     """Two 3x3 convolutions and a shortcut (figure 5, left). Arguments as torchvision's."""
 
@@ -74,6 +75,7 @@ class BasicBlock(tv.BasicBlock, Carrier):
         )
 
 
+@fused.fuses
 class Bottleneck(tv.Bottleneck, Carrier):
     """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (figure 5, right). Arguments as torchvision's."""
 
@@ -91,6 +93,7 @@ class Bottleneck(tv.Bottleneck, Carrier):
         )
 
 
+@fused.fuses
 class Stage(nn.Sequential, Carrier):
     """Residual blocks in sequence, one operator for as many neighbours as may fuse."""
 

@@ -22,13 +22,14 @@ def extras(block: Any) -> str | None:
         return f"it has attention: {type(block.se).__name__}"
     for name in ("aa", "drop_block", "drop_path"):
         module = getattr(block, name)
-        if module is None or (type(module) is nn.Identity and not fused.hooked(module)):
+        if module is None or fused.reason_unsupported(module, nn.Identity) is None:
             continue
         if name == "aa" or module.training or fused.hooked(module):  # the drop layers do nothing in evaluation
             return f"it has {name}: {type(module).__name__}"
     return None
 
 
+@fused.fuses
 class BasicBlock(timm.BasicBlock, Carrier):
     """timm's BasicBlock."""
 
@@ -48,6 +49,7 @@ class BasicBlock(timm.BasicBlock, Carrier):
         )
 
 
+@fused.fuses
 class Bottleneck(timm.Bottleneck, Carrier):
     """timm's Bottleneck."""
 
@@ -90,7 +92,7 @@ class ResNet(timm.ResNet, Carrier):
 
 def _stem_convolutions(conv1: Any) -> tuple[list[Any], Any]:
     """A deep stem as its first (conv, bn, act) triples and its last convolution; another stem is its convolution."""
-    if type(conv1) is nn.Sequential and len(conv1) == 7 and not fused.hooked(conv1):
+    if fused.reason_unsupported(conv1, nn.Sequential) is None and len(conv1) == 7:
         layers = list(conv1)
         return [layers[0:3], layers[3:6]], layers[6]
     return [], conv1

@@ -179,7 +179,7 @@ OBSTACLES: dict[str, tuple[Conv, torch.dtype]] = {
 def test_an_obstacle_is_named_and_refused(name: str) -> None:
     conv, dtype = OBSTACLES[name]
     x, weight, bias, layer = operand(conv, dtype)
-    reason = plans.obstacle(dtype, tuple(x.shape), plans.Filter.of(weight, layer.geometry))
+    reason = plans.conv_sm90_unsupported(dtype, tuple(x.shape), plans.Filter.of(weight, layer.geometry))
     assert reason is not None
     with pytest.raises(ValueError, match=f"^{name}: expected"):
         plans.convolution([(x, plans.pack(weight, bias, layer.geometry))], True, **SM90)
@@ -195,8 +195,10 @@ def test_a_prologue_is_refused() -> None:
 def test_an_uneven_window_is_an_obstacle() -> None:
     for kernel, padding in (((3, 1), (1, 0)), ((3, 3), (1, 0)), ((1, 3), (0, 1))):
         filter = plans.Filter(8, 8, kernel, Geometry((1, 1), padding))
-        assert "height and width" in (plans.obstacle(torch.bfloat16, (1, 8, 6, 6), filter) or "")
-    assert plans.obstacle(torch.bfloat16, (1, 8, 6, 6), plans.Filter(8, 8, (1, 1), Geometry((2, 1)))) is None
+        assert "height and width" in (plans.conv_sm90_unsupported(torch.bfloat16, (1, 8, 6, 6), filter) or "")
+    assert (
+        plans.conv_sm90_unsupported(torch.bfloat16, (1, 8, 6, 6), plans.Filter(8, 8, (1, 1), Geometry((2, 1)))) is None
+    )
 
 
 def test_a_tile_that_there_is_not_is_refused() -> None:
