@@ -21,7 +21,7 @@ from torch import Tensor
 from fastres import native
 from fastres.backends import plans
 from fastres.backends.emulator import emulate
-from fastres.backends.steps import Geometry
+from fastres.block import Geometry
 from fastres.measure.parity import check
 from fastres.measure.roofline import Layer, layers
 

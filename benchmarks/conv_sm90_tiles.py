@@ -20,7 +20,7 @@ from settings import BATCHES, DEVICE, ROUNDS
 from torch import Tensor
 
 from fastres.backends import plans, registry
-from fastres.backends.steps import Geometry
+from fastres.block import Geometry
 from fastres.measure.roofline import Layer
 from fastres.measure.timing import alternate, timer_for, warm_up
 

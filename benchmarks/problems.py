@@ -40,7 +40,7 @@ def contenders(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return [EAGER, FASTRES]
     x = torch.zeros(1, 64, 8, 8, device=device, dtype=torch.bfloat16)
-    layer = selftest.layer(selftest.Geometry(1, 64, 8, 8, 64), torch.Generator())
+    layer = selftest.layer(selftest.Convolution(1, 64, 8, 8, 64), torch.Generator())
     names = [name for name, why in registry.backends().items() if why is None and name != "reference"]
     return [EAGER, FASTRES, *(f"{FASTRES}:{n}" for n in names if registry.get(n).unsupported(x, layer) is None)]
 

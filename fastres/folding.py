@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .layer import ConvBN
+from .block import ConvBN
 from .sampling import Sample
 
 _CHECK = "FASTRES_CHECK_FOLD"

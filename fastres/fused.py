@@ -1,12 +1,13 @@
 """What a ResNet is written in: convolution + BatchNorm + residual + ReLU as one call on PyTorch's own modules.
 
 Each function runs one fused operator where that gives the modules' own result, and otherwise calls the modules one by
-one, exactly as torchvision does (the plain path). `fusing` decides which.
+one, exactly as torchvision does (the plain path). `eligibility` decides which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from . import (
-    fusing,
     ops,  # noqa: F401  registers torch.ops.fastres
     reference,
-    train_step,
 )
 from .backends import registry
-from .fusing import call_obstacle, hooked, module_obstacle, must_be_called, plain_weight
-from .layer import Block, ConvBN, flatten
+from .block import Block, ConvBN, Norm, Pool, TrainBlock, flatten
+from .eligibility import (
+    Pair,
+    Reading,
+    call_unsupported,
+    fuses,
+    hooked,
+    must_be_called,
+    plain_weight,
+    read,
+    reason_unsupported,
+)
 from .pixels import Pixels
 
 __all__ = [
@@ -29,20 +38,28 @@ __all__ = [
     "check_input",
     "conv_bn",
     "conv_bn_act",
+    "fuses",
     "head",
     "hooked",
     "must_be_called",
     "normalize",
     "projection",
+    "read_shortcut",
+    "reason_unsupported",
+    "residual_block",
     "stage",
     "stem",
 ]
 
 
 class ResidualParts(NamedTuple):
-    """A residual block as modules: relu(branch(x) + shortcut(x)); `shortcut` None is the identity."""
+    """A residual block as modules: act(branch(x) + shortcut(x)).
 
-    branch: tuple[tuple[nn.Module, nn.Module], ...]
+    `branch` has each convolution with its BatchNorm, `shortcut` None is the identity, and `acts` is one activation for
+    all layers of the branch or one for each.
+    """
+
+    branch: tuple[Pair, ...]
     shortcut: nn.Module | None
     acts: tuple[nn.Module, ...]
 
@@ -55,37 +72,52 @@ def _call(operator: Any, *args: Any) -> Tensor:
         return operator(*args)
 
 
-def read(
-    x: Any,
-    pairs: Iterable[tuple[nn.Module, nn.Module]],
-    acts: Iterable[nn.Module | None] = (),
-    other: Tensor | None = None,
-    backend: str = "",
-) -> list[ConvBN] | str:
-    """`fusing.read`, or why not where the plain path was asked for by name."""
-    return "asked for by name" if _wants_plain(backend) else fusing.read(x, pairs, acts, other)
-
-
-def _wants_plain(backend: str) -> bool:
-    # In a compiled graph the operator is told by its resolver: to compute the same without fusing.
-    return not torch.compiler.is_compiling() and registry.requested(backend) == registry.PLAIN
-
-
 def _train(
-    x: Any,
-    pair: train_step.Pair,
-    act: nn.Module | None,
+    x: Tensor,
+    reading: Reading,
+    other: Tensor | None,
     backend: str,
-    other: Tensor | None = None,
-    projection: train_step.Pair | None = None,
-    **options: Any,
-) -> Tensor | str:
-    """The layer's training step as one operator, or why not. Asked where inference may not fuse."""
-    step = train_step.read(x, [pair], (act,), projection, backend)
-    if isinstance(step, str):
-        return step
-    _check_dtype(x, pair[0])
-    return step.run(x, other, **options)
+    *,
+    identity: bool = False,
+    relu: bool = True,
+    pool: Pool = (0, 0, 0),
+) -> Tensor:
+    """[pool](act(branch(x) [+ shortcut])), as one operator; it moves the running statistics as BatchNorm does.
+
+    The shortcut is the projection of, or where `identity` is set itself, `other` if given and x if not.
+    """
+    layers = tuple(map(_inputs, reading.layers, reading.norms))
+    branch, projected = (layers[:-1], layers[-1]) if reading.projected else (layers, None)
+    block = TrainBlock(branch, projected, reading.norms, identity, relu, pool)
+    out, *kept = torch.ops.fastres.train_block.default(x, other, *block.flatten(), reading.group, backend)
+    if any(norm is not Norm.RUNNING for norm in reading.norms):
+        _track(reading, kept)
+    return out
+
+
+def _inputs(layer: ConvBN, norm: Norm) -> ConvBN:
+    """`layer` without what the operator has no use for: its inputs must not be what `track` writes to."""
+    if norm is Norm.RUNNING:
+        return layer._replace(num_batches_tracked=None)
+    return layer._replace(mean=None, var=None, num_batches_tracked=None)  # type: ignore[arg-type]
+
+
+def _track(reading: Reading, kept: list[Tensor]) -> None:
+    """Moves running means and variances towards the batch's, as BatchNorm does in its forward."""
+    means, variances, counts, statistics, momenta = [], [], [], [], []
+    at = 0
+    for bn, layer, norm in zip(reading.batch_norms, reading.layers, reading.norms, strict=True):
+        at += 2
+        if norm is Norm.RUNNING:
+            continue
+        assert layer.num_batches_tracked is not None
+        means.append(layer.mean)
+        variances.append(layer.var)
+        counts.append(layer.num_batches_tracked)
+        statistics.append(kept[at])
+        momenta.append(math.nan if bn.momentum is None else float(bn.momentum))
+        at += 1
+    torch.ops.fastres.track.default(means, variances, counts, statistics, momenta)
 
 
 def _plain(conv: nn.Module, x: Any, why: str) -> None:
@@ -132,15 +164,15 @@ def _check_dtype(x: Tensor, conv: Any) -> None:
 
 def conv_bn(x: Tensor, conv: nn.Module, bn: nn.Module, *, backend: str = "") -> Tensor:
     """bn(conv(x)): the projection shortcut. Arguments as `conv_bn_act`."""
-    layers = read(x, [(conv, bn)], backend=backend)
-    if isinstance(layers, str):
-        trained = _train(x, (conv, bn), None, backend, relu=False)
-        if isinstance(trained, Tensor):
-            return trained
-        _plain(conv, x, trained)
+    reading = read(x, [(conv, bn)], backend=backend)
+    if isinstance(reading, str):
+        _plain(conv, x, reading)
         return bn(conv(x))
     _check_dtype(x, conv)
-    return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0], None, False, backend)
+    if reading.training:
+        return _train(x, reading, None, backend, relu=False)
+    (layer,) = reading.layers
+    return _call(torch.ops.fastres.conv_bn_act.default, x, *layer.arguments(), None, False, backend)
 
 
 def conv_bn_act(
@@ -161,18 +193,18 @@ def conv_bn_act(
     Raises TypeError for a dtype other than the weights' outside autocast, ValueError for a shape or device that does
     not fit, BackendError where a backend asked for by name cannot run.
     """
-    layers = read(x, [(conv, bn)], (act,), residual, backend)
-    if isinstance(layers, str):
-        trained = _train(x, (conv, bn), act, backend, residual, identity=residual is not None)
-        if isinstance(trained, Tensor):
-            return trained
-        _plain(conv, x, trained)
+    reading = read(x, [(conv, bn)], (act,), residual, backend=backend)
+    if isinstance(reading, str):
+        _plain(conv, x, reading)
         y = bn(conv(x))
         if residual is not None:
             y += residual
         return F.relu(y) if act is None else act(y)
     _check_dtype(x, conv)
-    return _call(torch.ops.fastres.conv_bn_act.default, x, *layers[0], residual, True, backend)
+    if reading.training:
+        return _train(x, reading, residual, backend, identity=residual is not None)
+    (layer,) = reading.layers
+    return _call(torch.ops.fastres.conv_bn_act.default, x, *layer.arguments(), residual, True, backend)
 
 
 def projection(
@@ -189,44 +221,46 @@ def projection(
 
     `downsample` fuses if it is an nn.Sequential of convolution and BatchNorm, after a pooling of its own or not.
     """
-    pool, shortcut = _shortcut(downsample)
+    pool, shortcut = read_shortcut(downsample)
     why: Any = None
     if shortcut is not None:
-        layers = read(x, [(conv, bn), shortcut], (act,), block_input, backend)
-        if not isinstance(layers, str):
+        reading = read(x, [(conv, bn)], (act,), block_input, projection=shortcut, backend=backend)
+        if isinstance(reading, str):
+            why = reading
+        elif not reading.training:
             _check_dtype(x, conv)
             block_input = block_input if pool is None else pool(block_input)
-            return _call(torch.ops.fastres.projection.default, x, *layers[0], block_input, *layers[1], backend)
-        if pool is None:
-            trained = _train(x, (conv, bn), act, backend, block_input, shortcut)
-            if isinstance(trained, Tensor):
-                return trained
-            why = trained
-    if not isinstance(read(x, [(conv, bn)], (act,), block_input, backend), str):
+            main, other = (layer.arguments() for layer in reading.layers)
+            return _call(torch.ops.fastres.projection.default, x, *main, block_input, *other, backend)
+        elif pool is None:
+            _check_dtype(x, conv)
+            return _train(x, reading, block_input, backend)
+    alone = read(x, [(conv, bn)], (act,), block_input, backend=backend)
+    if isinstance(alone, Reading) and not alone.training:
         residual = _downsample(block_input, downsample, shortcut, backend)
         return conv_bn_act(x, conv, bn, residual, act=act, backend=backend)
-    why = why or train_step.read(x, [(conv, bn)], (act,), None, backend)
-    _plain(conv, x, why if isinstance(why, str) else "the shortcut of its block may not fuse")
+    why = why or (alone if isinstance(alone, str) else "the shortcut of its block may not fuse")
+    _plain(conv, x, why)
     y = bn(conv(x))
     y += _downsample(block_input, downsample, shortcut, backend)
     return F.relu(y) if act is None else act(y)
 
 
-def _downsample(x: Tensor, downsample: nn.Module, shortcut: train_step.Pair | None, backend: str) -> Tensor:
+def _downsample(x: Tensor, downsample: nn.Module, shortcut: Pair | None, backend: str) -> Tensor:
     if shortcut is not None:
-        why: Any = read(x, [shortcut], backend=backend)
-        if isinstance(why, str):
-            why = train_step.read(x, [shortcut], (), None, backend)
+        why = read(x, [shortcut], backend=backend)
         _plain(shortcut[0], x, why if isinstance(why, str) else "the end of its block may not fuse")
     return downsample(x)
 
 
-def _shortcut(downsample: Any) -> tuple[nn.Module | None, tuple[nn.Module, nn.Module] | None]:
+def read_shortcut(downsample: Any) -> tuple[nn.Module | None, Pair | None]:
     """(pooling or None, (conv, bn)) of a downsample path, or (None, None) where it is something else."""
-    if module_obstacle(downsample, nn.Sequential):
+    if reason_unsupported(downsample, nn.Sequential):
         return None, None
     match list(downsample):
         case [conv, bn]:
+            return None, (conv, bn)
+        case [nn.Identity() as pool, conv, bn] if reason_unsupported(pool, nn.Identity) is None:
             return None, (conv, bn)
         case [nn.AvgPool2d() | nn.Identity() as pool, conv, bn]:
             return pool, (conv, bn)
@@ -244,27 +278,26 @@ def stem(
     backend: str = "",
 ) -> Tensor:
     """maxpool(act(bn(conv(x)))): the network's first layers, as one operator; with `pixels`, `x` is uint8."""
-    layers = read(x, [(conv, bn)], (act,), None, backend)
     poolable = _is_square_max_pool(maxpool)
-    if isinstance(layers, str) or not poolable:
-        x = normalize(x, conv, pixels)
-        if poolable:
-            pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
-            trained = _train(x, (conv, bn), act, backend, pool=pool)
-            if isinstance(trained, Tensor):
-                return trained
-        return maxpool(conv_bn_act(x, conv, bn, act=act, backend=backend))
+    reading = read(x, [(conv, bn)], (act,), backend=backend) if poolable else "the pooling may not fuse"
+    if isinstance(reading, str):
+        return maxpool(conv_bn_act(normalize(x, conv, pixels), conv, bn, act=act, backend=backend))
     pool = maxpool.kernel_size, maxpool.stride, maxpool.padding
+    if reading.training:
+        x = normalize(x, conv, pixels)
+        _check_dtype(x, conv)
+        return _train(x, reading, None, backend, pool=pool)
+    arguments = reading.layers[0].arguments()
     if pixels is not None:
         dtype = conv.weight.dtype
-        return _call(torch.ops.fastres.stem_uint8.default, x, *layers[0], *pool, dtype, *pixels, backend)
+        return _call(torch.ops.fastres.stem_uint8.default, x, *arguments, *pool, dtype, *pixels, backend)
     _check_dtype(x, conv)
-    return _call(torch.ops.fastres.stem.default, x, *layers[0], *pool, backend)
+    return _call(torch.ops.fastres.stem.default, x, *arguments, *pool, backend)
 
 
 def _is_square_max_pool(pool: Any) -> bool:
     return (
-        module_obstacle(pool, nn.MaxPool2d) is None
+        reason_unsupported(pool, nn.MaxPool2d) is None
         and all(isinstance(size, int) for size in (pool.kernel_size, pool.stride, pool.padding))
         and pool.dilation == 1
         and not pool.ceil_mode
@@ -276,12 +309,12 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
     """fc(flatten(avgpool(x))): global average pooling and the classifier, as one operator."""
     fusable = (
         not isinstance(x, fx.Proxy)
-        and module_obstacle(avgpool, nn.AdaptiveAvgPool2d) is None
+        and reason_unsupported(avgpool, nn.AdaptiveAvgPool2d) is None
         and avgpool.output_size in (1, (1, 1))
-        and module_obstacle(fc, nn.Linear) is None
+        and reason_unsupported(fc, nn.Linear) is None
         and plain_weight(fc.weight)
         and not (torch.is_grad_enabled() and (x.requires_grad or fc.weight.requires_grad))
-        and call_obstacle() is None
+        and call_unsupported() is None
         and (x.dtype == fc.weight.dtype or torch.is_autocast_enabled(x.device.type))
     )
     if fusable:
@@ -289,21 +322,46 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
     return fc(torch.flatten(avgpool(x), 1))
 
 
-def train_block(x: Tensor, parts: ResidualParts | None, *, backend: str = "") -> Tensor | None:
-    """A residual block's training step as one operator, or None: where it does not train, or may not be one operator.
+def residual_block(x: Tensor, block: Any, *, backend: str = "") -> Tensor:
+    """act(branch(x) + shortcut(x)): a residual block, as one operator if all of it may fuse, else layer by layer.
 
-    Training is what records gradients or normalises by a batch's statistics. A shortcut other than a projection is
-    called, and its result is an input of the operator.
+    Args:
+        x: [N, C, H, W], in any layout.
+        block: a module whose `residual_parts()` says what it is made of. Where that is None, the block is more than a
+            residual block, and its `plain_class` computes it.
+        backend: as for `conv_bn_act`.
+
+    Returns and raises as `conv_bn_act`.
     """
-    if parts is None or not isinstance(read(x, parts.branch, parts.acts, None, backend), str):
-        return None
-    pool, shortcut = (None, None) if parts.shortcut is None else _shortcut(parts.shortcut)
-    step = train_step.read(x, parts.branch, parts.acts, shortcut, backend)
-    if isinstance(step, str):
-        return None
+    parts: ResidualParts | None = block.residual_parts()
+    if parts is None:
+        return block.plain_class.forward(block, x)
+    reading, before = _read_block(x, parts, backend)
+    if isinstance(reading, Reading):
+        if reading.training:
+            return _train_block(x, parts, reading, before, backend)
+        if before is None:
+            return _stage(x, [reading.block()], backend)
+    y = x
+    acts = parts.acts if len(parts.acts) > 1 else parts.acts * len(parts.branch)
+    for (conv, bn), act in zip(parts.branch[:-1], acts, strict=False):
+        y = conv_bn_act(y, conv, bn, act=act, backend=backend)
+    last = parts.branch[-1]
+    if parts.shortcut is None:
+        return conv_bn_act(y, *last, residual=x, act=acts[-1], backend=backend)
+    return projection(y, *last, x, parts.shortcut, act=acts[-1], backend=backend)
+
+
+def _read_block(x: Any, parts: ResidualParts, backend: str) -> tuple[Reading | str, nn.Module | None]:
+    """The block's reading, and what of its shortcut must be called: the pooling before a projection, or all of it."""
+    pool, shortcut = (None, None) if parts.shortcut is None else read_shortcut(parts.shortcut)
+    reading = read(x, parts.branch, parts.acts, projection=shortcut, backend=backend)
+    return reading, parts.shortcut if shortcut is None else pool
+
+
+def _train_block(x: Tensor, parts: ResidualParts, reading: Reading, before: nn.Module | None, backend: str) -> Tensor:
     _check_dtype(x, parts.branch[0][0])
-    other = parts.shortcut if shortcut is None else pool
-    return step.run(x, None if other is None else other(x), identity=shortcut is None)
+    return _train(x, reading, None if before is None else before(x), backend, identity=not reading.projected)
 
 
 def stage(x: Tensor, blocks: Iterable[nn.Module], *, backend: str = "") -> Tensor:
@@ -311,43 +369,24 @@ def stage(x: Tensor, blocks: Iterable[nn.Module], *, backend: str = "") -> Tenso
 
     A block may fuse if it has `residual_parts()`, no hook of its own, and all its modules may.
     """
-    for run in _runs(x, blocks):
-        if isinstance(run, nn.Module):
-            x = run(x)
-        else:
-            _check_dtype(x, run[0].branch[0])
-            x = _call(torch.ops.fastres.stage.default, x, *flatten(run), backend)
-    return x
-
-
-def _runs(x: Any, blocks: Iterable[nn.Module]) -> Iterator[nn.Module | list[Block]]:
-    """Blocks that must be called, and lists of neighbours that fuse."""
     run: list[Block] = []
-    for module in blocks:
-        block = _read_block(x, module)
-        if block is not None:
-            run.append(block)
+    for block in blocks:
+        describe = getattr(block, "residual_parts", None)
+        parts: Any = None if describe is None or must_be_called(block) else describe()
+        # The input of a run stands for its output: where a run records no gradient, both are read alike.
+        reading, before = ("", None) if parts is None else _read_block(x, parts, backend)
+        if isinstance(reading, Reading) and not reading.training and before is None:
+            run.append(reading.block())
             continue
         if run:
-            yield run
-            run = []
-        yield module
-    if run:
-        yield run
+            x, run = _stage(x, run, backend), []
+        if isinstance(reading, Reading) and reading.training:
+            x = _train_block(x, parts, reading, before, backend)
+        else:
+            x = block(x)
+    return _stage(x, run, backend) if run else x
 
 
-def _read_block(x: Any, module: nn.Module) -> Block | None:
-    describe = getattr(module, "residual_parts", None)
-    if describe is None or must_be_called(module):
-        return None
-    parts: ResidualParts | None = describe()
-    if parts is None:
-        return None
-    if parts.shortcut is None:
-        layers = read(x, parts.branch, parts.acts)
-        return None if isinstance(layers, str) else Block(tuple(layers), None)
-    pool, shortcut = _shortcut(parts.shortcut)
-    if shortcut is None or type(pool) not in (type(None), nn.Identity):
-        return None
-    layers = read(x, (*parts.branch, shortcut), parts.acts)
-    return None if isinstance(layers, str) else Block(tuple(layers[:-1]), layers[-1])
+def _stage(x: Tensor, blocks: list[Block], backend: str) -> Tensor:
+    _check_dtype(x, blocks[0].branch[0])
+    return _call(torch.ops.fastres.stage.default, x, *flatten(blocks), backend)

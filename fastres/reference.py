@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layer import Block, ConvBN
+from .block import Block, ConvBN
 from .pixels import Pixels
 
 
@@ -20,7 +20,7 @@ def conv_bn(x: Tensor, layer: ConvBN) -> Tensor:
     """BatchNorm(conv(x)) in evaluation mode: "BN right after each convolution" (the paper's section 3.4)."""
     weight = layer.weight.to(x.dtype)
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
-    y = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    y = F.conv2d(x, weight, bias, *layer.geometry)
     return F.batch_norm(y, layer.mean, layer.var, layer.gamma, layer.beta, training=False, eps=layer.eps)
 
 

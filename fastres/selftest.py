@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import ops, reference, tf32  # noqa: F401  ops registers torch.ops.fastres
 from .backends import registry, verification
-from .layer import Block, ConvBN, Norm, TrainBlock, flatten
+from .block import STEM_POOL, Block, ConvBN, Geometry, Norm, TrainBlock, flatten
 from .measure import training_parity
 from .measure.parity import ParityError, check, pytorchs_own
 from .pixels import MEAN, STD, Pixels
@@ -28,7 +28,7 @@ PASSED, FAILED, DECLINED = "passed", "failed", "declined"
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Convolution:
     """A convolution's problem: [n, c, h, w] to `k` channels by an r x r filter."""
 
     n: int
@@ -51,38 +51,37 @@ class Geometry:
 # Sizes that no tile divides, more than one tile each way at both strides, images of 7 and of 1, channels that vector
 # loads do not fit, and every kind of layer that the family has.
 GEOMETRIES = (
-    Geometry(2, 64, 15, 17, 256),
-    Geometry(1, 256, 7, 7, 64),
-    Geometry(3, 130, 9, 9, 72),
-    Geometry(2, 96, 15, 15, 200, stride=2),
-    Geometry(5, 32, 1, 1, 48),
-    Geometry(1, 64, 14, 13, 64, 3, padding=1),
-    Geometry(2, 48, 15, 17, 136, 3, 2, 1),
-    Geometry(2, 40, 9, 7, 24, 3, padding=2, dilation=2),
-    Geometry(1, 5, 6, 5, 7, 3, padding=1),
-    Geometry(1, 512, 7, 7, 96, 3, padding=1),
-    Geometry(2, 3, 33, 31, 64, 7, 2, 3),
-    Geometry(2, 128, 8, 9, 128, 3, 1, 1, groups=32),
-    Geometry(1, 96, 9, 9, 192, 3, 2, 1, groups=12),
+    Convolution(2, 64, 15, 17, 256),
+    Convolution(1, 256, 7, 7, 64),
+    Convolution(3, 130, 9, 9, 72),
+    Convolution(2, 96, 15, 15, 200, stride=2),
+    Convolution(5, 32, 1, 1, 48),
+    Convolution(1, 64, 14, 13, 64, 3, padding=1),
+    Convolution(2, 48, 15, 17, 136, 3, 2, 1),
+    Convolution(2, 40, 9, 7, 24, 3, padding=2, dilation=2),
+    Convolution(1, 5, 6, 5, 7, 3, padding=1),
+    Convolution(1, 512, 7, 7, 96, 3, padding=1),
+    Convolution(2, 3, 33, 31, 64, 7, 2, 3),
+    Convolution(2, 128, 8, 9, 128, 3, 1, 1, groups=32),
+    Convolution(1, 96, 9, 9, 192, 3, 2, 1, groups=12),
 )
 PROJECTIONS = (
-    (Geometry(2, 64, 15, 14, 256), Geometry(2, 64, 15, 14, 256)),
-    (Geometry(2, 48, 7, 7, 136), Geometry(2, 40, 13, 14, 136, stride=2)),
-    (Geometry(1, 24, 9, 9, 64, 3, padding=1), Geometry(1, 16, 17, 17, 64, stride=2)),
+    (Convolution(2, 64, 15, 14, 256), Convolution(2, 64, 15, 14, 256)),
+    (Convolution(2, 48, 7, 7, 136), Convolution(2, 40, 13, 14, 136, stride=2)),
+    (Convolution(1, 24, 9, 9, 64, 3, padding=1), Convolution(1, 16, 17, 17, 64, stride=2)),
 )
-STEMS = (Geometry(2, 3, 64, 48, 64, 7, 2, 3), Geometry(1, 3, 33, 35, 64, 7, 2, 3))
-POOL = (3, 2, 1)  # the stem's max pool: kernel, stride, padding
+STEMS = (Convolution(2, 3, 64, 48, 64, 7, 2, 3), Convolution(1, 3, 33, 35, 64, 7, 2, 3))
 # A stage of a projection block and two identity blocks: the second's residual is memory that may be written over.
-STAGES = (Geometry(2, 24, 9, 11, 64, 3, stride=2, padding=1),)
+STAGES = (Convolution(2, 24, 9, 11, 64, 3, stride=2, padding=1),)
 # Blocks that train, by the geometry of their 3x3 (the basic one's both, the bottlenecks' between two 1x1), with a
 # projection where the stride or the channels ask for one; and the stem.
 TRAINED = (
-    ("train_bottleneck", Geometry(2, 24, 9, 11, 64, 3, 2, 1)),
-    ("train_basic", Geometry(3, 40, 7, 9, 40, 3, padding=1)),
-    ("train_bottleneck", Geometry(2, 64, 6, 7, 64, 3, padding=1, groups=8)),
-    ("train_stem", Geometry(2, 3, 21, 30, 64, 7, 2, 3)),
+    ("train_bottleneck", Convolution(2, 24, 9, 11, 64, 3, 2, 1)),
+    ("train_basic", Convolution(3, 40, 7, 9, 40, 3, padding=1)),
+    ("train_bottleneck", Convolution(2, 64, 6, 7, 64, 3, padding=1, groups=8)),
+    ("train_stem", Convolution(2, 3, 21, 30, 64, 7, 2, 3)),
 )
-HEADS = (Geometry(3, 512, 7, 7, 1000), Geometry(1, 2048, 3, 5, 10))
+HEADS = (Convolution(3, 512, 7, 7, 1000), Convolution(1, 2048, 3, 5, 10))
 
 
 @dataclass(frozen=True)
@@ -90,11 +89,11 @@ class Case:
     """One run of one operator. `special` plants NaN and infinities in the input; with `tf32`, float32 is TF32."""
 
     operator: str
-    geometry: Geometry
+    geometry: Convolution
     dtype: torch.dtype
     relu: bool = True
     residual: bool = False
-    shortcut: Geometry | None = None
+    shortcut: Convolution | None = None
     special: bool = False
     tf32: bool = False
 
@@ -236,7 +235,7 @@ def verify(backend: str, device: torch.device, outcomes: Sequence[Outcome]) -> l
     return records
 
 
-def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:
+def layer(geometry: Convolution, generator: torch.Generator) -> ConvBN:
     """A float32 convolution and BatchNorm with nothing at its default: gammas negative and zero, variances tiny."""
     g = geometry
 
@@ -249,7 +248,7 @@ def layer(geometry: Geometry, generator: torch.Generator) -> ConvBN:
     weight[1::7] *= 1e-3
     var[1::7] = 1e-6
     vectors = normal(g.k) * 0.3, gamma, normal(g.k) * 0.3, normal(g.k) * 0.3, var, None, 1e-5
-    return ConvBN(weight, *vectors, (g.stride,) * 2, (g.padding,) * 2, (g.dilation,) * 2, g.groups)
+    return ConvBN(weight, *vectors, Geometry((g.stride,) * 2, (g.padding,) * 2, (g.dilation,) * 2, g.groups))
 
 
 def _problem(case: Case) -> list[Any]:
@@ -278,22 +277,22 @@ def _problem(case: Case) -> list[Any]:
     return [x, first, normal(*first.out_size(x)) if case.residual else None]
 
 
-def _blocks(g: Geometry, generator: torch.Generator) -> list[Block]:
+def _blocks(g: Convolution, generator: torch.Generator) -> list[Block]:
     """Bottlenecks: the first with `g`'s stride and a projection, two more."""
     shortcut = _projection(g, generator)
     further = replace(g, c=g.k, stride=1)
     return [Block(_bottleneck(g, generator), shortcut), *(Block(_bottleneck(further, generator), None) for _ in "12")]
 
 
-def _bottleneck(g: Geometry, generator: torch.Generator) -> tuple[ConvBN, ...]:
+def _bottleneck(g: Convolution, generator: torch.Generator) -> tuple[ConvBN, ...]:
     """1x1, `g` and 1x1: between them a quarter of the channels, or half of them in groups."""
     width = g.k // (4 if g.groups == 1 else 2)
-    ends = Geometry(g.n, g.c, g.h, g.w, width), Geometry(g.n, width, g.h, g.w, g.k)
+    ends = Convolution(g.n, g.c, g.h, g.w, width), Convolution(g.n, width, g.h, g.w, g.k)
     return tuple(layer(geometry, generator) for geometry in (ends[0], replace(g, c=width, k=width), ends[1]))
 
 
-def _projection(g: Geometry, generator: torch.Generator) -> ConvBN:
-    return layer(Geometry(g.n, g.c, g.h, g.w, g.k, stride=g.stride), generator)
+def _projection(g: Convolution, generator: torch.Generator) -> ConvBN:
+    return layer(Convolution(g.n, g.c, g.h, g.w, g.k, stride=g.stride), generator)
 
 
 def _trained(case: Case) -> tuple[TrainBlock, Tensor, Tensor]:
@@ -312,7 +311,7 @@ def _trained(case: Case) -> tuple[TrainBlock, Tensor, Tensor]:
     branch = _bottleneck(g, generator) if depth == 3 else tuple(layer(g, generator) for _ in range(depth))
     projected = depth > 1 and (g.stride, g.c) != (1, g.k)
     shortcut = bare(_projection(g, generator)) if projected else None
-    norms, pool = (Norm.BATCH,) * (depth + projected), POOL if depth == 1 else (0, 0, 0)
+    norms, pool = (Norm.BATCH,) * (depth + projected), STEM_POOL if depth == 1 else (0, 0, 0)
     block = TrainBlock(tuple(map(bare, branch)), shortcut, norms, depth > 1 and not projected, True, pool)
     x = normal(g.n, g.c, g.h, g.w)
     if depth == 1:  # of few digits: sums are exact in every arithmetic, and no rounding decides what the pool picks
@@ -350,10 +349,10 @@ def _operator(case: Case, problem: list[Any], backend: str) -> Tensor:
     operator = getattr(torch.ops.fastres, case.operator).default
     if case.operator == "stage":
         return operator(problem[0], *flatten(problem[1]), backend)
-    spread = [field for value in problem for field in (value if isinstance(value, ConvBN) else (value,))]
+    spread = [field for value in problem for field in (value.arguments() if isinstance(value, ConvBN) else (value,))]
     pixels = (case.dtype, MEAN, STD) if case.operator == "stem_uint8" else ()
     return operator(*spread, *_flags(case), *pixels, backend)
 
 
 def _flags(case: Case) -> tuple[Any, ...]:
-    return {"conv_bn_act": (case.relu,), "stem": POOL, "stem_uint8": POOL}.get(case.operator, ())
+    return {"conv_bn_act": (case.relu,), "stem": STEM_POOL, "stem_uint8": STEM_POOL}.get(case.operator, ())

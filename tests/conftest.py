@@ -17,7 +17,7 @@ import torch
 
 import fastres
 from fastres.backends import registry
-from fastres.layer import ConvBN
+from fastres.block import ConvBN, Geometry
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # or the processes of tests would ignore it too
@@ -93,7 +93,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _parameters() -> list[Any]:
     """Every backend, those not of the CPU marked `gpu`; without the emulator, which is slow and has tests/native."""
-    layer = ConvBN(torch.ones(8, 8, 1, 1), *[None] * 3, *[torch.ones(8)] * 2, None, 0.0, *[(1, 1), (0, 0), (1, 1)], 1)
+    layer = ConvBN(torch.ones(8, 8, 1, 1), *[None] * 3, *[torch.ones(8)] * 2, None, 0.0, Geometry())
     parameters: list[Any] = []
     for name, reason in fastres.backends().items():
         if name.startswith("emulator"):

@@ -12,7 +12,8 @@ from tolerance import assert_right, to_oracle
 from torch import Tensor
 
 from fastres import tuning
-from fastres.backends.steps import Affine, Geometry, Relu, Running, Shortcut, Steps
+from fastres.backends.steps import Affine, Relu, Running, Shortcut, Steps
+from fastres.block import Geometry
 from fastres.measure.parity import pytorchs_own
 from fastres.tuning import Tile
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fastres
 from fastres.backends.cpu_steps import CpuSteps
 from fastres.backends.steps import Affine
-from fastres.layer import Norm, TrainBlock, flatten
+from fastres.block import Norm, TrainBlock, flatten
 
 
 def _calls() -> dict[str, list[Any]]:
@@ -23,10 +23,10 @@ def _calls() -> dict[str, list[Any]]:
     trained = TrainBlock((make_layer(8, 16),), None, (Norm.RUNNING,)).flatten()
     track = [[torch.zeros(4)], [torch.ones(4)], [torch.tensor(0)], [torch.rand(4, 3) + 2], [0.1]]
     return {
-        "conv_bn_act": [x, *layer, torch.randn(layer.out_size(x)), True, ""],
-        "projection": [x, *layer, block_input, *shortcut, ""],
-        "stem": [x, *layer, 3, 2, 1, ""],
-        "stem_uint8": [x.byte(), *layer, 3, 2, 1, torch.float32, [0.0] * 8, [1.0] * 8, ""],
+        "conv_bn_act": [x, *layer.arguments(), torch.randn(layer.out_size(x)), True, ""],
+        "projection": [x, *layer.arguments(), block_input, *shortcut.arguments(), ""],
+        "stem": [x, *layer.arguments(), 3, 2, 1, ""],
+        "stem_uint8": [x.byte(), *layer.arguments(), 3, 2, 1, torch.float32, [0.0] * 8, [1.0] * 8, ""],
         "stage": [x_stage, *flatten(blocks), ""],
         "head": [x, torch.randn(3, 8), torch.randn(3), ""],
         "train_block": [x, None, *trained, "", ""],

@@ -217,7 +217,7 @@ def test_a_projection_across_two_backends(monkeypatch: pytest.MonkeyPatch) -> No
         return None if layer.weight.shape[2] == 3 else "not a 3x3"  # type: ignore[attr-defined]
 
     monkeypatch.setattr(type(onednn), "unsupported", only_3x3)
-    result = torch.ops.fastres.projection(x, *layer, block_input, *shortcut, "")
+    result = torch.ops.fastres.projection(x, *layer.arguments(), block_input, *shortcut.arguments(), "")
     args = (x, layer, block_input, shortcut)
     assert_right(result, reference.projection(*args), reference.projection(*to_oracle(args)))
 

@@ -16,8 +16,8 @@ from torch import Tensor
 import fastres
 from fastres import folding
 from fastres.backends import registry
+from fastres.block import ConvBN
 from fastres.folding import folded
-from fastres.layer import ConvBN
 
 capturing = importlib.import_module("fastres.capture")  # the attribute of this name is the function
 

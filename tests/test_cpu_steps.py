@@ -19,7 +19,8 @@ import fastres
 from fastres import native
 from fastres.backends.cpu_steps import CpuSteps, track
 from fastres.backends.reference_steps import ReferenceSteps
-from fastres.backends.steps import Geometry, Moments, Pool, Relu, Shortcut
+from fastres.backends.steps import Moments, Relu, Shortcut
+from fastres.block import Geometry, Pool
 
 FLOATS = (torch.float32, torch.float64)
 every_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)

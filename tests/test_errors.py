@@ -15,7 +15,7 @@ from tolerance import assert_same_function
 from torch import Tensor
 
 import fastres
-from fastres.layer import Block, flatten
+from fastres.block import Block, flatten
 
 INPUTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no tensor": (
@@ -101,7 +101,7 @@ def _calls() -> dict[str, tuple[Callable[[], Tensor], str]]:
     x_stage, blocks = small_stage()
 
     def projection(x: Tensor = x, block_input: Tensor = block_input) -> Tensor:
-        return OPS.projection(x, *layer, block_input, *shortcut, "")
+        return OPS.projection(x, *layer.arguments(), block_input, *shortcut.arguments(), "")
 
     def stage(x: Tensor = x_stage, blocks: tuple[Block, ...] = blocks) -> Tensor:
         return OPS.stage(x, *flatten(blocks), "")
@@ -122,7 +122,7 @@ def _calls() -> dict[str, tuple[Callable[[], Tensor], str]]:
         "projection shapes": (lambda: projection(block_input=block_input[..., :5]), "x and block_input: expected both"),
         "projection dtypes": (lambda: projection(block_input=block_input.double()), "x and block_input: expected both"),
         "projection channels": (lambda: projection(block_input=block_input[:, :2]), "x: expected 4 channels"),
-        "stem rank": (lambda: OPS.stem(x[0], *layer, 3, 2, 1, ""), "x: expected 4 dimensions"),
+        "stem rank": (lambda: OPS.stem(x[0], *layer.arguments(), 3, 2, 1, ""), "x: expected 4 dimensions"),
         "stage channels": (lambda: stage(x_stage[:, :4]), "x: expected 8 channels"),
         "stage shortcut": (
             lambda: stage(blocks=broken),

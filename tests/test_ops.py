@@ -18,7 +18,7 @@ from torch import Tensor
 import fastres
 from fastres import reference
 from fastres.backends import registry
-from fastres.layer import Block, ConvBN, flatten, unflatten
+from fastres.block import Block, ConvBN, Geometry, flatten, unflatten
 from fastres.measure.parity import pytorchs_own
 
 OPS = torch.ops.fastres
@@ -45,12 +45,12 @@ def make_layer(
     gamma = (torch.rand(cout) + 0.5) * torch.where(torch.rand(cout) < 0.3, -1, 1)
     gamma[cout // 2] = 0
     weight[0], mean[0], var[0] = weight[0] * 1e-3, mean[0] * 1e-3, 1e-6
-    steps = torch.tensor(3)
     vectors = [torch.randn(cout) if bias else None, gamma, torch.randn(cout), mean, var]
     if not affine:
         vectors[1:3] = [None, None]
     converted = [v if v is None else v.to(dtype) for v in vectors]
-    return ConvBN(weight.to(dtype), *converted, steps, 1e-5, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    geometry = Geometry(stride, padding, dilation, groups)
+    return ConvBN(weight.to(dtype), *converted, torch.tensor(3), 1e-5, geometry)  # type: ignore[arg-type]
 
 
 GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 
 
 def conv_bn_act(x: Tensor, layer: ConvBN, residual: Tensor | None = None, relu: bool = True, name: str = "") -> Tensor:
-    return OPS.conv_bn_act(x, *layer, residual, relu, name)
+    return OPS.conv_bn_act(x, *layer.arguments(), residual, relu, name)
 
 
 def check(result: Tensor, function: Callable[..., Tensor], *args: Any) -> None:
@@ -86,7 +86,7 @@ def layer(request: pytest.FixtureRequest) -> ConvBN:
 
 
 def input_of(layer: ConvBN, size: int = 11, batch: int = 2) -> Tensor:
-    x = torch.randn(batch, layer.weight.shape[1] * layer.groups, size, size)
+    x = torch.randn(batch, layer.weight.shape[1] * layer.geometry.groups, size, size)
     return x.to(layer.weight.dtype, memory_format=torch.channels_last)
 
 
@@ -142,7 +142,9 @@ def test_opcheck_conv_bn_act(geometry: str, residual: bool) -> None:
     x = input_of(layer)
     other = torch.randn(layer.out_size(x)) if residual else None
     for prepare in (lambda v: v, with_gradients):
-        torch.library.opcheck(OPS.conv_bn_act.default, (prepare(x), *prepare(layer), prepare(other), True, ""))
+        torch.library.opcheck(
+            OPS.conv_bn_act.default, (prepare(x), *prepare(layer).arguments(), prepare(other), True, "")
+        )
 
 
 @pytest.mark.parametrize("geometry", ["3x3/2", "bias"])
@@ -150,7 +152,13 @@ def test_opcheck_projection(geometry: str) -> None:
     layer = make_layer(**GEOMETRIES[geometry])
     shortcut, block_input = shortcut_of(layer)
     for prepare in (lambda v: v, with_gradients):
-        args = (prepare(input_of(layer)), *prepare(layer), prepare(block_input), *prepare(shortcut), "")
+        args = (
+            prepare(input_of(layer)),
+            *prepare(layer).arguments(),
+            prepare(block_input),
+            *prepare(shortcut).arguments(),
+            "",
+        )
         torch.library.opcheck(OPS.projection.default, args)
 
 
@@ -158,7 +166,7 @@ def test_opcheck_projection(geometry: str) -> None:
 def test_opcheck_stem(pool: tuple[int, int, int]) -> None:
     layer = make_layer(**GEOMETRIES["7x7/2"])
     for prepare in (lambda v: v, with_gradients):
-        torch.library.opcheck(OPS.stem.default, (prepare(input_of(layer, 21)), *prepare(layer), *pool, ""))
+        torch.library.opcheck(OPS.stem.default, (prepare(input_of(layer, 21)), *prepare(layer).arguments(), *pool, ""))
 
 
 def test_opcheck_stage() -> None:
@@ -267,7 +275,7 @@ def test_projection(layer: ConvBN, backend: str) -> None:
     shortcut, block_input = shortcut_of(layer)
     x = input_of(layer)
     with answered(backend, layer, shortcut):
-        result = OPS.projection(x, *layer, block_input, *shortcut, "")
+        result = OPS.projection(x, *layer.arguments(), block_input, *shortcut.arguments(), "")
         check(result, reference.projection, x, layer, block_input, shortcut)
 
 
@@ -277,7 +285,7 @@ def test_stem(pool: tuple[int, int, int], size: int, backend: str) -> None:
     layer = make_layer(**GEOMETRIES["7x7/2"])
     x = input_of(layer, size)
     with answered(backend, layer):
-        check(OPS.stem(x, *layer, *pool, ""), reference.stem, x, layer, *pool)
+        check(OPS.stem(x, *layer.arguments(), *pool, ""), reference.stem, x, layer, *pool)
 
 
 def test_stage(backend: str) -> None:
@@ -403,8 +411,14 @@ def test_other_operators_are_functional(memory_format: torch.memory_format, back
     x = input_of(layer).contiguous(memory_format=memory_format)
     block_input = block_input.contiguous(memory_format=memory_format)
     with answered(backend, layer, shortcut, *layers_of(blocks)):
-        functional(lambda: OPS.projection(x, *layer, block_input, *shortcut, ""), x, layer, block_input, shortcut)
-        functional(lambda: OPS.stem(x, *layer, 3, 2, 1, ""), x, layer)
+        functional(
+            lambda: OPS.projection(x, *layer.arguments(), block_input, *shortcut.arguments(), ""),
+            x,
+            layer,
+            block_input,
+            shortcut,
+        )
+        functional(lambda: OPS.stem(x, *layer.arguments(), 3, 2, 1, ""), x, layer)
         x_stage = x_stage.contiguous(memory_format=memory_format)
         tensors, spec, eps = flatten(blocks)
         functional(lambda: OPS.stage(x_stage, tensors, spec, eps, ""), x_stage, tensors)
@@ -422,8 +436,8 @@ def test_outputs_are_channels_last(layer: ConvBN, backend: str) -> None:
     with answered(backend, layer, shortcut, *layers_of(blocks)):
         for result in (
             conv_bn_act(x, layer),
-            OPS.projection(x, *layer, block_input, *shortcut, ""),
-            OPS.stem(x, *layer, 2, 2, 0, ""),
+            OPS.projection(x, *layer.arguments(), block_input, *shortcut.arguments(), ""),
+            OPS.stem(x, *layer.arguments(), 2, 2, 0, ""),
             OPS.stage(x_stage, *flatten(blocks), ""),
         ):
             assert result.is_contiguous(memory_format=torch.channels_last)
@@ -435,8 +449,13 @@ def test_empty_batch() -> None:
     shortcut, block_input = shortcut_of(layer)
     x_stage, blocks = small_stage()
     assert conv_bn_act(x, layer).shape == (0, 16, 9, 9)
-    assert OPS.projection(x, *layer, block_input[:0, :, :9, :9], *shortcut, "").shape == (0, 16, 9, 9)
-    assert OPS.stem(x, *layer, 3, 2, 1, "").shape == (0, 16, 5, 5)
+    assert OPS.projection(x, *layer.arguments(), block_input[:0, :, :9, :9], *shortcut.arguments(), "").shape == (
+        0,
+        16,
+        9,
+        9,
+    )
+    assert OPS.stem(x, *layer.arguments(), 3, 2, 1, "").shape == (0, 16, 5, 5)
     assert OPS.stage(x_stage[:0], *flatten(blocks), "").shape == (0, 16, 6, 6)
     assert OPS.head(x, torch.randn(4, 8), None, "").shape == (0, 4)
 
@@ -477,7 +496,7 @@ def test_gradcheck_projection(through: str) -> None:
     def function(x: Tensor, block_input: Tensor, weight: Tensor, *tensors: Tensor) -> Tensor:
         main, other = rebuilt(layer, tensors), shortcut._replace(weight=weight)
         if through == "operator":
-            return OPS.projection(x, *main, block_input, *other, "")
+            return OPS.projection(x, *main.arguments(), block_input, *other.arguments(), "")
         return reference.projection(x, main, block_input, other)
 
     inputs = (leaf(2, 2, 4, 4), leaf(2, 3, 4, 4), shortcut.weight, *layer[:4])
@@ -492,7 +511,7 @@ def test_gradcheck_stem_and_head(through: str) -> None:
     def function(x: Tensor, weight: Tensor, bias: Tensor, *tensors: Tensor) -> Tensor:
         main = rebuilt(layer, tensors)
         if through == "operator":
-            return OPS.head(OPS.stem(x, *main, 3, 2, 1, ""), weight, bias, "")
+            return OPS.head(OPS.stem(x, *main.arguments(), 3, 2, 1, ""), weight, bias, "")
         return reference.head(reference.stem(x, main, 3, 2, 1), weight, bias)
 
     inputs = (leaf(2, 2, 6, 6), leaf(3, 4), leaf(3), *layer[:4])

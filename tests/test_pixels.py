@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as F
 
 import fastres
 from fastres import reference
-from fastres.layer import ConvBN
+from fastres.block import ConvBN
 from fastres.measure.parity import pytorchs_own
 from fastres.models.plain import PlainNet18
 from fastres.pixels import MEAN, STD, Pixels
@@ -98,7 +98,7 @@ def test_the_border_is_zero_after_normalisation(
     black, white = (torch.full((1, 3, *size), value, dtype=torch.uint8) for value in (0, 255))
     x = torch.cat([black, white, pixels(2, 3, *size).to(black.device)])
     with answered(backend, layer):
-        result = OPS.stem_uint8(x, *layer, *pool, torch.float32, *numbers, "")
+        result = OPS.stem_uint8(x, *layer.arguments(), *pool, torch.float32, *numbers, "")
         exact = normalized_stem(x.cpu(), to_oracle(layer), pool, numbers)
         with pytorchs_own():
             plain = normalized_stem(x, layer, pool, numbers)
@@ -111,7 +111,7 @@ def test_inside_the_cuda_kernel(dtype: torch.dtype) -> None:
     layer = make_layer(**GEOMETRIES["7x7/2"] | {"cout": 64}, dtype=dtype)
     x, numbers = pixels(1, 3, 20, 17), Pixels((0.9, 0.2, 0.5), (0.1, 0.02, 0.05))
     with torch.profiler.profile() as profile:
-        result = OPS.stem_uint8(x, *layer, 3, 2, 1, dtype, *numbers, "emulator")
+        result = OPS.stem_uint8(x, *layer.arguments(), 3, 2, 1, dtype, *numbers, "emulator")
     assert "aten::div" not in {event.key for event in profile.key_averages()}
     exact = normalized_stem(x, to_oracle(layer), (3, 2, 1), numbers)
     assert_right(result, normalized_stem(x, layer, (3, 2, 1), numbers), exact)
@@ -169,7 +169,7 @@ def test_explain() -> None:
 
 def test_opcheck() -> None:
     layer = make_layer(**GEOMETRIES["7x7/2"])
-    args = pixels(2, 3, 21, 21), *with_gradients(layer), 3, 2, 1, torch.float32, list(MEAN), list(STD), ""
+    args = pixels(2, 3, 21, 21), *with_gradients(layer).arguments(), 3, 2, 1, torch.float32, list(MEAN), list(STD), ""
     torch.library.opcheck(OPS.stem_uint8.default, args)
 
 
@@ -273,9 +273,12 @@ def test_an_image_of_numbers(mode: str) -> None:
 
 
 def test_the_operator_s_arguments() -> None:
-    layer, x = make_layer(**GEOMETRIES["7x7/2"]), pixels(1, 3, 9, 9)
+    layer, x = make_layer(**GEOMETRIES["7x7/2"]).arguments(), pixels(1, 3, 9, 9)
     for arguments, message in (
-        ((x.float(), *layer, 3, 2, 1, torch.float32, MEAN, STD), r"x: expected torch\.uint8, got torch\.float32"),
+        (
+            (x.float(), *layer, 3, 2, 1, torch.float32, MEAN, STD),
+            r"x: expected torch\.uint8, got torch\.float32",
+        ),
         (
             (x, *layer, 3, 2, 1, torch.float32, MEAN, (1.0,)),
             "pixel_mean, pixel_std: expected 3 numbers each, got 3 and 1",

@@ -16,7 +16,7 @@ from fastres.backends.reference import Reference
 from fastres.cli import main
 from fastres.measure import ranking as measuring
 from fastres.measure.ranking import Problem
-from fastres.selftest import Case, Geometry
+from fastres.selftest import Case, Convolution
 
 CPU = torch.device("cpu")
 
@@ -69,8 +69,8 @@ def clock(function: Callable[[], Tensor], calls: int) -> float:
 @pytest.mark.parametrize("operator", ["conv_bn_act", "projection", "stem", "stem_uint8"])
 def test_the_fastest_right_one_wins(backends: dict[str, Timed], operator: str) -> None:
     stem = operator.startswith("stem")
-    geometry = Geometry(2, 3, 9, 9, 8, 7, 2, 3) if stem else Geometry(2, 8, 5, 5, 16)
-    shortcut = Geometry(2, 4, 9, 9, 16, stride=2) if operator == "projection" else None
+    geometry = Convolution(2, 3, 9, 9, 8, 7, 2, 3) if stem else Convolution(2, 8, 5, 5, 16)
+    shortcut = Convolution(2, 4, 9, 9, 16, stride=2) if operator == "projection" else None
     case = Case(operator, geometry, torch.float32, residual=operator == "conv_bn_act", shortcut=shortcut)
     with torch.no_grad():
         ranked = measuring.measure(Problem("key", 5, case), CPU, clock, 5)

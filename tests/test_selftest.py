@@ -146,7 +146,7 @@ def test_cuda_declines_float32_where_tf32_is_forbidden(allow: bool, monkeypatch:
             return 8 * 121
 
     monkeypatch.setattr(cuda, "_properties", lambda index: ((9, 0), 132))
-    geometry = selftest.Geometry(1, 8, 11, 11, 8)
+    geometry = selftest.Convolution(1, 8, 11, 11, 8)
     with tf32.allowed(allow):
         why = cuda.Cuda().unsupported(OnGPU(), selftest.layer(geometry, torch.Generator()))  # type: ignore[arg-type]
     assert why == (None if allow else "computes float32 in TF32, which torch.backends.cudnn.allow_tf32 forbids")

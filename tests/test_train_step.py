@@ -14,7 +14,7 @@ import torch
 import twins
 from models import image, pair, randomize, small_pair
 from steps import assert_same_step, assert_step_is_right, step
-from test_fusing import OBSTACLES, Change
+from test_eligibility import OBSTACLES, Change
 from test_memory import peak
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,7 +22,7 @@ from torchvision.models import resnet as tv
 
 import fastres
 from fastres.backends import registry
-from fastres.layer import ConvBN, Norm, TrainBlock
+from fastres.block import ConvBN, Geometry, Norm, TrainBlock
 from fastres.models import cifar
 
 OPS = torch.ops.fastres
@@ -193,8 +193,7 @@ def layer(cin: int, cout: int, kernel: int, norm: Norm, stride: int = 1, dilatio
         var,
         None,
         1e-3,
-        *([(v, v) for v in (stride, padding, dilation)]),
-        groups,
+        Geometry((stride, stride), (padding, padding), (dilation, dilation), groups),
     )
 
 

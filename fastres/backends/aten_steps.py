@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
+from ..block import Geometry
 from .reference_steps import ReferenceSteps, conv_backward, stand_in
-from .steps import Affine, Geometry, Moments, Relu, Shortcut
+from .steps import Affine, Moments, Relu, Shortcut
 
 FULL = (torch.float32, torch.float64)  # narrower ones are rounded where the reference rounds them
 _SMALL = 8 << 20  # bytes that are soon in use again after they were let go

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..block import Geometry, Pool, pooled
+from ..layout import empty
 from .aten_steps import FULL, AtenSteps, workspace
-from .reference_steps import conv_backward, like, stand_in
-from .steps import Affine, Geometry, Moments, Pool, Relu, Shortcut
+from .reference_steps import conv_backward, stand_in
+from .steps import Affine, Moments, Relu, Shortcut
 
 _LARGEST = 2**31 - 1  # of a pool's numbers, as PyTorch has it
 
@@ -76,7 +78,7 @@ class CpuSteps(AtenSteps):
         """Without a shortcut, one pass that writes nothing but the maxima."""
         if y.dtype not in FULL or shortcut is not None:
             return super().apply_pool(y, affine, shortcut, relu, pool)
-        return self._pool(like(y, _pooled(y, pool)), y, affine, relu, pool, None)
+        return self._pool(empty(y, _pooled(y, pool)), y, affine, relu, pool, None)
 
     def pool_backward(
         self, y: Tensor, gradient: Tensor, affine: Affine, shortcut: Shortcut | None, relu: bool, pool: Pool
@@ -84,7 +86,7 @@ class CpuSteps(AtenSteps):
         """Without a shortcut, one pass, which finds the maxima again; its result is good until the block's end."""
         if y.dtype not in FULL or shortcut is not None:
             return super().pool_backward(y, gradient, affine, shortcut, relu, pool)
-        gradient = _activation("gradient", gradient, like(y, _pooled(y, pool)))
+        gradient = _activation("gradient", gradient, empty(y, _pooled(y, pool)))
         return self._pool(workspace.like(y, "pooled"), y, affine, relu, pool, gradient)
 
     def _pool(self, out: Tensor, y: Tensor, affine: Affine, relu: bool, pool: Pool, gradient: Tensor | None) -> Tensor:
@@ -186,10 +188,9 @@ def _activation(name: str, x: Tensor, y: Tensor) -> Tensor:
 
 def _pooled(y: Tensor, pool: Pool) -> tuple[int, int, int, int]:
     n, channels, height, width = y.shape
-    kernel, stride, padding = pool
     if max(pool) > _LARGEST:
         raise ValueError(f"pool: expected kernel, stride and padding of at most {_LARGEST}, got {tuple(pool)}")
-    rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
+    rows, columns = pooled((height, width), pool)
     if min(rows, columns) < 1:
         raise ValueError(f"pool: {pool} has no window in an image {height, width}")
     return n, channels, rows, columns

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..layer import ConvBN
+from ..block import ConvBN
 from ..tuning import conv_tf32
 from .plans import Planned, Work, missing
 

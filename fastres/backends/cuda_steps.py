@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..block import Geometry, Pool
+from ..layout import empty
 from . import bn_plans, plans, pool_plans
-from .reference_steps import conv_backward, like
-from .steps import Affine, Geometry, Moments, Pool, Relu, Running, Shortcut, Steps
+from .reference_steps import conv_backward
+from .steps import Affine, Moments, Relu, Running, Shortcut, Steps
 
 _IMAGE = 3  # channels, which are given a fourth of zeros: the kernel copies a pixel's 8 bytes at a time, not 2
 
@@ -139,7 +141,7 @@ class CudaSteps(Steps):
         if prologue is not None:
             x = self.apply(x, prologue)
         dy, x = _of_library(gradient), _of_library(x)
-        return conv_backward(dy, x, like(x, weight.shape), geometry, (False, True))[1].float()
+        return conv_backward(dy, x, empty(x, weight.shape), geometry, (False, True))[1].float()
 
 
 def transposed(weight: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry] | None:

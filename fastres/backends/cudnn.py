@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..block import ConvBN
 from ..folding import folded
-from ..layer import ConvBN
 from .registry import Backend
 
 
@@ -47,7 +47,7 @@ class CuDNN(Backend):
         return None
 
     def prepare(self, x: Tensor, layer: ConvBN) -> tuple[Any, ...]:
-        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        geometry = layer.geometry
 
         def pack(weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
             return weight.contiguous(memory_format=torch.channels_last), bias.to(weight.dtype), *geometry

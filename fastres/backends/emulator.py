@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import native
-from ..layer import ConvBN
+from ..block import ConvBN
 from .plans import HOPPER, Planned, Work, missing
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..block import ConvBN
 from ..folding import folded
-from ..layer import ConvBN
 from .registry import Backend
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -66,7 +66,8 @@ class OneDNN(Backend):
         return None
 
     def prepare(self, x: Tensor, layer: ConvBN) -> tuple[Any, ...]:
-        geometry = layer.padding, layer.stride, layer.dilation, layer.groups
+        stride, padding, dilation, groups = layer.geometry
+        geometry = padding, stride, dilation, groups
 
         def pack(weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
             weight = weight.contiguous(memory_format=torch.channels_last)

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import native
+from ..block import STEM_POOL, ConvBN, Geometry, pooled
 from ..folding import folded
-from ..layer import ConvBN
+from ..layout import empty
 from ..pixels import Pixels
 from . import ranking
 from .registry import Backend
-from .steps import Affine, Geometry, Steps
+from .steps import Affine, Steps
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "tf32"}
 _MOST_PIXELS = 2**31 - 256
@@ -36,27 +37,21 @@ class Filter(NamedTuple):
     filters: int
     channels: int  # of the input, over all groups
     kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
+    geometry: Geometry
 
     @classmethod
-    def of(cls, weight: Tensor, layer: ConvBN | Geometry) -> Filter:
+    def of(cls, weight: Tensor, geometry: Geometry) -> Filter:
         filters, channels, r, s = weight.shape
-        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
-        return cls(filters, channels * layer.groups, (r, s), *geometry)
+        return cls(filters, channels * geometry.groups, (r, s), geometry)
 
     def out_size(self, x: Sequence[int]) -> tuple[int, int, int, int]:
         """[N, K, P, Q] for an input [N, C, H, W]."""
-        sizes = zip(x[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        p, q = ((size + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for size, k, stride, pad, dilation in sizes)
-        return x[0], self.filters, p, q
+        return x[0], self.filters, *self.geometry.out_size(x[2:], self.kernel)
 
     def is_stem(self) -> bool:
         """Whether the stem's kernel computes it, in 16 bits."""
-        filters, channels, *rest = self
-        return channels <= 4 and filters % 8 == 0 and rest == [(7, 7), (2, 2), (3, 3), (1, 1), 1]
+        filters, channels, kernel, geometry = self
+        return channels <= 4 and filters % 8 == 0 and (kernel, geometry) == ((7, 7), Geometry((2, 2), (3, 3)))
 
 
 class Prepared(NamedTuple):
@@ -88,7 +83,7 @@ def missing() -> str | None:
     return None if info["cuda"] else f"this build has no CUDA kernels: {info['cuda_missing']}"
 
 
-def pack(weight: Tensor, bias: Tensor | None, layer: ConvBN | Geometry) -> Prepared:
+def pack(weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Prepared:
     """`weight` [K, C/groups, R, S] and `bias` [K], folded, or the weight alone, in the kernels' layouts."""
     filters, channels = weight.shape[:2]
     rows = weight.permute(0, 2, 3, 1).reshape(filters, -1)
@@ -97,7 +92,7 @@ def pack(weight: Tensor, bias: Tensor | None, layer: ConvBN | Geometry) -> Prepa
     elif rows.data_ptr() % 16:
         rows = rows.clone()
     rows = rows.contiguous()
-    filter, stem = Filter.of(weight, layer), None
+    filter, stem = Filter.of(weight, geometry), None
     if bias is not None and filter.is_stem() and weight.element_size() == 2:
         padding = (0, 4 - channels, 0, 1, 0, 0, 0, -filters % _STEM_FILTERS)
         stem = F.pad(weight.permute(0, 2, 3, 1), padding).contiguous()
@@ -132,7 +127,7 @@ def convolution(
             with one operand.
         moments: whether `Work.moments` is to be written, if the depth is not split; without bias, residual and ReLU.
         sms: multiprocessors of the GPU, by which the tile is chosen.
-        kernel: "conv_sm80", or "conv_sm90" where `obstacle` has nothing against it, without prologue.
+        kernel: "conv_sm80", or "conv_sm90" where `conv_sm90_unsupported` has nothing against it, without prologue.
         tile: rows, columns, splits of the depth, and of conv_sm90 blocks in a cluster; what is 0 or not given, the plan
             chooses.
 
@@ -165,7 +160,7 @@ def convolution(
         if residual.data_ptr() % 16:
             residual, overwrite = _aligned(residual), True
         reads.append(residual)
-    result = residual if overwrite and residual is not None else _empty(x, shape)
+    result = residual if overwrite and residual is not None else empty(x, shape)
 
     vectors = [] if prologue is None else [_of_input(name, v, x) for name, v in prologue._asdict().items()]
     n, filters, p, q = shape
@@ -173,7 +168,7 @@ def convolution(
     problem = module.ConvProblem(
         parts,
         (n, p, q, filters),
-        prepared.filter.groups,
+        prepared.filter.geometry.groups,
         address,
         result.data_ptr(),
         relu,
@@ -195,21 +190,22 @@ def convolution(
 
 
 @lru_cache(maxsize=4096)
-def obstacle(dtype: torch.dtype, x: tuple[int, ...], filter: Filter) -> str | None:
+def conv_sm90_unsupported(dtype: torch.dtype, x: tuple[int, ...], filter: Filter) -> str | None:
     """Why conv_sm90 cannot run a convolution on x of this shape [N, C, H, W], or None."""
     module = native.require()
     if "90a-real" not in module.build_info()["archs"]:
         return "this build has no kernels for compute capability 9.0"
     n, filters, p, q = filter.out_size(x)
-    pitch = filter.kernel[0] * filter.kernel[1] * filter.channels // filter.groups
+    groups = filter.geometry.groups
+    pitch = filter.kernel[0] * filter.kernel[1] * filter.channels // groups
     part = _operand([_SOMEWHERE] * 3, x, filter, pitch + -pitch % 8)
-    problem = module.ConvProblem([part], (n, p, q, filters), filter.groups, 0, _SOMEWHERE, False)
+    problem = module.ConvProblem([part], (n, p, q, filters), groups, 0, _SOMEWHERE, False)
     return module.conv_sm90_obstacle(getattr(module.DType, _NAMES[dtype]), problem) or None
 
 
 def _operand(addresses: Sequence[int], x: Sequence[int], filter: Filter, pitch: int) -> Any:
     _, c, h, w = x
-    window = filter.kernel, filter.stride, filter.padding, filter.dilation
+    window = filter.kernel, *filter.geometry[:3]
     return native.require().ConvOperand(*addresses, (h, w, c), *window, pitch)
 
 
@@ -243,8 +239,8 @@ def stem(
     if min(len(scale), len(shift)) < channels and x.dtype == torch.uint8:
         raise ValueError(f"scale, shift: expected {channels} values each, got {len(scale)} and {len(shift)}")
     n, filters, p, q = prepared.filter.out_size(x.shape)
-    pooled = (p - 1) // 2 + 1, (q - 1) // 2 + 1
-    result = torch.empty((n, filters, *pooled), dtype=weight.dtype, device=x.device, memory_format=torch.channels_last)
+    pooled_size = pooled((p, q), STEM_POOL)
+    result = empty(x, (n, filters, *pooled_size), weight.dtype)
     fill = [0.0] * 4
     plan = module.stem_plan(
         dtype_of(weight),
@@ -256,7 +252,7 @@ def stem(
         bias.data_ptr(),
         result.data_ptr(),
         (p, q),
-        pooled,
+        pooled_size,
         filters,
         [*scale, *fill][:4],
         [*shift, *fill][:4],
@@ -293,7 +289,7 @@ class Planned(Backend):
             return f"does not run {x.dtype}: expected bfloat16, float16 or float32"
         if x.numel() == 0:
             return "an empty batch"
-        if max(*x.shape[2:], x.shape[1], *layer.padding, *layer.stride, *layer.dilation) > _LARGEST_SIDE:
+        if max(*x.shape[2:], x.shape[1], *(size for pair in layer.geometry[:3] for size in pair)) > _LARGEST_SIDE:
             return f"a size, padding, stride or dilation over {_LARGEST_SIDE}"
         n, _, p, q = layer.out_size(x)
         if n * p * q > _MOST_PIXELS:
@@ -301,18 +297,18 @@ class Planned(Backend):
         return None
 
     def prepare(self, x: Tensor, layer: ConvBN) -> Prepared:
-        recipe = "plans", layer.stride, layer.padding, layer.dilation, layer.groups
-        return folded(layer, x.dtype, recipe, lambda weight, bias: pack(weight, bias, layer))
+        geometry = layer.geometry
+        return folded(layer, x.dtype, ("plans", *geometry), lambda weight, bias: pack(weight, bias, geometry))
 
     def kernel(self, x: Tensor, layer: ConvBN, operator: str) -> str:
-        filter = Filter.of(layer.weight, layer)
+        filter = Filter.of(layer.weight, layer.geometry)
         if operator in (ranking.STEM, ranking.STEM_UINT8) and filter.is_stem() and layer.weight.element_size() == 2:
             return "stem"
         return self.convolution_kernel(x, filter)
 
     def convolution_kernel(self, x: Tensor, filter: Filter) -> str:
         """What runs a convolution without prologue."""
-        hopper = self.capability(x.device) == HOPPER and obstacle(x.dtype, tuple(x.shape), filter) is None
+        hopper = self.capability(x.device) == HOPPER and conv_sm90_unsupported(x.dtype, tuple(x.shape), filter) is None
         return "conv_sm90" if hopper else "conv_sm80"
 
     def conv(
@@ -324,7 +320,7 @@ class Planned(Backend):
     def projection(self, x: Tensor, prepared: Prepared, block_input: Tensor, shortcut: Prepared) -> Tensor:
         operands = [(x, prepared), (block_input, shortcut)]
         kernels = {self.convolution_kernel(image, weights.filter) for image, weights in operands}
-        if len(kernels) > 1 or prepared.filter.groups != 1 or shortcut.filter.groups != 1:
+        if len(kernels) > 1 or prepared.filter.geometry.groups != 1 or shortcut.filter.geometry.groups != 1:
             return super().projection(x, prepared, block_input, shortcut)
         sms = self.multiprocessors(x.device)
         return self.run(convolution(operands, True, sms=sms, kernel=kernels.pop()))
@@ -346,10 +342,6 @@ def dtype_of(x: Tensor) -> Any:
     if x.dtype not in _NAMES:
         raise ValueError(f"x: expected bfloat16, float16 or float32, got {x.dtype}")
     return getattr(native.require().DType, _NAMES[x.dtype])
-
-
-def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _aligned(x: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import native
+from ..block import Pool, pooled
 from .bn_plans import vector_of
 from .plans import Work, check_dense, dtype_of
-from .steps import Affine, Pool
+from .steps import Affine
 
 _LARGEST_WINDOW = 15  # csrc/kernels/bn_pool.cu's: its taps are counted in a byte
 _VECTOR = 16  # bytes of channels that a thread has
@@ -31,7 +32,7 @@ def apply(y: Tensor, affine: Affine, relu: bool, pool: Pool) -> Work:
     """max_pool(act(y * scale + shift)): [N, C, P, Q] of y's dtype, dense in channels_last."""
     n, channels, *_ = y.shape
     result = torch.empty(
-        (n, channels, *_pooled(y, pool)), dtype=y.dtype, device=y.device, memory_format=torch.channels_last
+        (n, channels, *pooled(y.shape[2:], pool)), dtype=y.dtype, device=y.device, memory_format=torch.channels_last
     )
     vectors = _checked(y, affine)
     plan = _plan("pool", y, pool, relu=relu, x=y, y=result, **vectors)
@@ -42,7 +43,7 @@ def backward(y: Tensor, gradient: Tensor, affine: Affine, relu: bool, pool: Pool
     """The gradient of act(y * scale + shift), like y, from that of what `apply` gives; 0 where nothing is a maximum."""
     vectors = _checked(y, affine)
     check_dense("gradient", gradient, y)
-    expected = (*y.shape[:2], *_pooled(y, pool))
+    expected = (*y.shape[:2], *pooled(y.shape[2:], pool))
     if gradient.shape != expected:
         raise ValueError(f"gradient: expected {expected}, got {tuple(gradient.shape)}")
     taps = torch.empty_like(gradient, dtype=torch.uint8)
@@ -54,12 +55,6 @@ def backward(y: Tensor, gradient: Tensor, affine: Affine, relu: bool, pool: Pool
     return Work(plans, [y, gradient, *vectors.values()], [taps], result)
 
 
-def _pooled(y: Tensor, pool: Pool) -> tuple[int, int]:
-    kernel, stride, padding = pool
-    height, width = ((size + 2 * padding - kernel) // stride + 1 for size in y.shape[2:])
-    return height, width
-
-
 def _checked(y: Tensor, affine: Affine) -> dict[str, Tensor]:
     check_dense("y", y, y)
     named = affine._asdict().items()
@@ -69,5 +64,11 @@ def _checked(y: Tensor, affine: Affine) -> dict[str, Tensor]:
 def _plan(kind: str, like: Tensor, pool: Pool, *, relu: bool = False, **tensors: Tensor) -> object:
     module = native.require()
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    given = dtype_of(like), getattr(module.BnPoolPass, kind), tuple(like.shape), _pooled(like, pool), tuple(pool)
+    given = (
+        dtype_of(like),
+        getattr(module.BnPoolPass, kind),
+        tuple(like.shape),
+        pooled(like.shape[2:], pool),
+        tuple(pool),
+    )
     return module.bn_pool_plan(*given, relu=relu, **addresses)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .. import cache, files, native, tuning
-from ..layer import ConvBN
+from ..block import ConvBN
 from .verification import architecture
 
 VERSION = 1
@@ -62,8 +62,9 @@ def key(operator: str, x: Sequence[int], layer: ConvBN) -> str:
     """A problem's name in the table: the operator, input, filter, stride, padding, dilation, groups."""
     k, _, r, s = layer.weight.shape
     sizes = "x".join(map(str, x))
-    geometry = " ".join(f"{h}x{w}" for h, w in (layer.stride, layer.padding, layer.dilation))
-    return f"{operator} {sizes} by {r}x{s} to {k}, {geometry}, {layer.groups}"
+    *pairs, groups = layer.geometry
+    geometry = " ".join(f"{h}x{w}" for h, w in pairs)
+    return f"{operator} {sizes} by {r}x{s} to {k}, {geometry}, {groups}"
 
 
 def arithmetic(dtype: torch.dtype) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import reference
+from ..block import ConvBN
 from ..folding import require_memory
-from ..layer import ConvBN
 from .reference_steps import ReferenceSteps
 from .registry import Backend
 from .steps import Steps

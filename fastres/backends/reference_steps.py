@@ -5,14 +5,15 @@ Every pass computes in float32 or wider and rounds once, when it stores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .steps import Affine, Geometry, Moments, Relu, Shortcut, Steps
+from ..block import Geometry
+from ..layout import empty
+from .steps import Affine, Moments, Relu, Shortcut, Steps
 
 
 class ReferenceSteps(Steps):
@@ -76,14 +77,9 @@ def conv_backward(
     )[:2]
 
 
-def like(x: Tensor, size: Sequence[int]) -> Tensor:
-    """What tells an operator a size and a layout, channels_last, and whose values do not matter."""
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def stand_in(weight: Tensor, x: Tensor) -> Tensor:
     """`weight`, or where it is not of x's dtype a tensor of its size: for an operator that does not read it."""
-    return weight if weight.dtype == x.dtype else like(x, weight.shape)
+    return weight if weight.dtype == x.dtype else empty(x, weight.shape)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import reference, tuning
-from ..layer import ConvBN
+from ..block import ConvBN
 from ..pixels import Pixels
 from . import ranking, verification
 from .steps import Steps
@@ -265,7 +265,7 @@ def _declines(backend: Backend, x: Tensor, layer: ConvBN) -> str | None:
     if why := backend.unavailable() or backend.unsupported(x, layer):
         return why
     fingerprint = backend.fingerprint()
-    return None if fingerprint is None else verification.obstacle(backend.name, fingerprint, x.device)
+    return None if fingerprint is None else verification.reason_unsupported(backend.name, fingerprint, x.device)
 
 
 def _why(chosen: str, names: Sequence[str], x: Tensor, layer: ConvBN, operator: str) -> str:

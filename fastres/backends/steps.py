@@ -17,17 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pool = tuple[int, int, int]
-"""A max pool's kernel, stride and padding, square; dilation 1, sizes rounded down."""
-
-
-class Geometry(NamedTuple):
-    """Of a convolution."""
-
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
+from ..block import Geometry, Pool
 
 
 class Affine(NamedTuple):

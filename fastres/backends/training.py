@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..layer import ConvBN
+from ..block import ConvBN
 from . import cpu_steps, registry, verification
 from .aten_steps import AtenSteps
 from .cpu_steps import CpuSteps
@@ -26,7 +26,7 @@ OF_CPU: dict[str, Callable[[], Steps]] = {NATIVE: CpuSteps, ATEN: AtenSteps}  # 
 ORDER: dict[str, tuple[str, ...]] = {"cpu": (NATIVE, ATEN), "cuda": ("cuda", "triton")}
 
 
-def obstacle(device: torch.device, model_backend: str) -> str | None:
+def reason_unsupported(device: torch.device, model_backend: str) -> str | None:
     """Why a step on `device` is PyTorch's own modules' affair, or None."""
     name = registry.requested(model_backend)
     if name == PLAIN:
@@ -86,4 +86,4 @@ def _unverified(name: str, device: torch.device) -> str | None:
     fingerprint = backend.fingerprint()
     if fingerprint is None:
         return None
-    return verification.obstacle(name, fingerprint, device, verification.TRAINING)
+    return verification.reason_unsupported(name, fingerprint, device, verification.TRAINING)

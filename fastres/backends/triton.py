@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..block import STEM_POOL, ConvBN, Geometry
 from ..folding import folded
-from ..layer import ConvBN
 from ..pixels import Pixels
 from .registry import Backend, BackendError
 from .steps import Steps
@@ -28,10 +28,7 @@ _STEM_ROW = 64  # the longest filter row, width times channels, that the fused s
 class _Prepared(NamedTuple):
     weight: Tensor  # KRSC
     bias: Tensor  # float32
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int  # those left by packing
+    geometry: Geometry  # with the groups left by packing
 
 
 @lru_cache(maxsize=64)
@@ -44,7 +41,7 @@ def _normalization(pixels: Pixels, device: torch.device) -> tuple[Tensor, Tensor
 
 def _fuses_stem(prepared: _Prepared, pool: tuple[int, int, int]) -> bool:
     row = prepared.weight.shape[2] * prepared.weight.shape[3]
-    return pool == (3, 2, 1) and prepared.groups == 1 and prepared.dilation == (1, 1) and row <= _STEM_ROW
+    return pool == STEM_POOL and prepared.geometry[2:] == ((1, 1), 1) and row <= _STEM_ROW
 
 
 def _interprets() -> bool:
@@ -103,46 +100,38 @@ class Triton(Backend):
         from ..kernels.conv import pack
         from ..tuning import conv_tf32
 
-        geometry = layer.stride, layer.padding, layer.dilation
+        geometry = layer.geometry
 
         def make(weight: Tensor, bias: Tensor) -> _Prepared:
-            packed, groups = pack(weight, layer.groups)
-            return _Prepared(packed, bias.float(), *geometry, groups)
+            packed, groups = pack(weight, geometry.groups)
+            return _Prepared(packed, bias.float(), geometry._replace(groups=groups))
 
-        return folded(layer, x.dtype, (self.name, *geometry, layer.groups, conv_tf32()), make)
+        return folded(layer, x.dtype, (self.name, *geometry, conv_tf32()), make)
 
     def conv(
         self, x: Tensor, prepared: _Prepared, relu: bool, residual: Tensor | None = None, overwrite: bool = False
     ) -> Tensor:
         from ..kernels.conv import conv
 
-        weight, bias, stride, padding, dilation, groups = prepared
-        return conv(
-            x,
-            weight,
-            bias,
-            residual,
-            relu=relu,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            out=residual if overwrite else None,
-        )
+        weight, bias, geometry = prepared
+        out = residual if overwrite else None
+        return conv(x, weight, bias, residual, relu=relu, **geometry._asdict(), out=out)
 
     def projection(self, x: Tensor, prepared: _Prepared, block_input: Tensor, shortcut: _Prepared) -> Tensor:
         from ..kernels.projection import projection
 
-        if prepared.groups != 1 or shortcut.groups != 1:
+        if prepared.geometry.groups != 1 or shortcut.geometry.groups != 1:
             return super().projection(x, prepared, block_input, shortcut)
-        return projection(x, prepared[:-1], block_input, shortcut[:-1])
+        first, second = ((weight, bias, *geometry[:3]) for weight, bias, geometry in (prepared, shortcut))
+        return projection(x, first, block_input, second)
 
     def stem(self, x: Tensor, prepared: _Prepared, kernel: int, stride: int, padding: int) -> Tensor:
         from ..kernels.stem import stem
 
         if not _fuses_stem(prepared, (kernel, stride, padding)):
             return super().stem(x, prepared, kernel, stride, padding)
-        return stem(x, prepared.weight, prepared.bias, stride=prepared.stride, padding=prepared.padding)
+        weight, bias, geometry = prepared
+        return stem(x, weight, bias, stride=geometry.stride, padding=geometry.padding)
 
     def stem_uint8(
         self, x: Tensor, prepared: _Prepared, kernel: int, stride: int, padding: int, pixels: Pixels, dtype: torch.dtype
@@ -153,9 +142,9 @@ class Triton(Backend):
         inside = takes_pixels(arithmetic(dtype, conv_tf32()), architecture(x.device))
         if not inside or not _fuses_stem(prepared, (kernel, stride, padding)):
             return super().stem_uint8(x, prepared, kernel, stride, padding, pixels, dtype)
-        weight, bias, *_ = prepared
+        weight, bias, geometry = prepared
         normalize = _normalization(pixels, x.device)
-        return stem(x, weight, bias, stride=prepared.stride, padding=prepared.padding, normalize=normalize)
+        return stem(x, weight, bias, stride=geometry.stride, padding=geometry.padding, normalize=normalize)
 
     def head(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         from ..kernels.head import head

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..block import Geometry
 from ..kernels import bn_act
 from ..kernels.conv import conv_train, pack
 from ..kernels.dgrad import dgrad
 from ..kernels.statistics import finalize
 from ..kernels.wgrad import wgrad
-from .steps import Affine, Geometry, Moments, Relu, Running, Shortcut, Steps
+from .steps import Affine, Moments, Relu, Running, Shortcut, Steps
 
 
 class TritonSteps(Steps):

@@ -57,7 +57,7 @@ def standing(backend: str, fingerprint: str) -> str:
     return f"verified on {', '.join(known)}" if known else UNVERIFIED
 
 
-def obstacle(backend: str, fingerprint: str, device: torch.device, work: str = INFERENCE) -> str | None:
+def reason_unsupported(backend: str, fingerprint: str, device: torch.device, work: str = INFERENCE) -> str | None:
     """Why `auto` may not run kernels of this fingerprint on `device`, or None where they are verified there."""
     here = architecture(device)
     if Record(backend, here, fingerprint, work) in records():

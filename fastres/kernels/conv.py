@@ -25,17 +25,18 @@ memory-bound on every GPU this runs on.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..block import Geometry
+from ..layout import empty
 from ..tf32 import rounded
 from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from . import gemm
-from .launch import WIDE, device_of, output, precision
+from .launch import WIDE, device_of, precision
 from .statistics import merge
 from .tile import multiply, output_pixels, relu
 
@@ -193,7 +194,7 @@ def conv(
     table. Shapes and dtypes are the caller's promise: the operators check them.
     """
     geometry = Geometry(stride, padding, dilation, groups)
-    y = output(x, geometry.size(x, w)) if out is None else out
+    y = empty(x, (x.shape[0], w.shape[0], *geometry.out_size(x.shape[2:], w.shape[1:3]))) if out is None else out
     if y.numel() == 0:
         return y
     k, r, s, c_group = w.shape
@@ -228,7 +229,7 @@ def conv_train(
     channel as it was stored. `scale` and `shift` are float32 [C]; the rest is as for `conv`.
     """
     geometry = Geometry(stride, padding, dilation, groups)
-    y = output(x, geometry.size(x, w))
+    y = empty(x, (x.shape[0], w.shape[0], *geometry.out_size(x.shape[2:], w.shape[1:3])))
     k, r, s, c_group = w.shape
     m = y.numel() // k
     if y.numel() == 0:
@@ -245,21 +246,6 @@ def conv_train(
         part = torch.empty((triton.cdiv(m, tile.m), 2, k), dtype=torch.float32, device=x.device)
     _launch(x, prologue, w, None, None, y, part, geometry, False, tile)
     return y, None if part is None else merge(part, tile.m, m)
-
-
-class Geometry(NamedTuple):
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-    def size(self, x: Tensor, w: Tensor) -> tuple[int, int, int, int]:
-        """[N, K, P, Q] of the convolution of x [N, C, H, W] with w [K, R, S, C/groups]."""
-        p, q = (
-            (x.shape[i + 2] + 2 * self.padding[i] - self.dilation[i] * (w.shape[i + 1] - 1) - 1) // self.stride[i] + 1
-            for i in (0, 1)
-        )
-        return x.shape[0], w.shape[0], p, q
 
 
 def _launch(

@@ -27,10 +27,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..layout import empty
 from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
 from .conv import pack
 from .gemm import gemm
-from .launch import WIDE, device_of, output, precision
+from .launch import WIDE, device_of, precision
 from .tile import multiply, output_pixels
 
 
@@ -176,7 +177,7 @@ def dgrad(
     layout. `tile` overrides the tuning table. Shapes and dtypes are the caller's promise.
     """
     n, c, height, width = size
-    dx = output(gradient, (n, c, height, width))
+    dx = empty(gradient, (n, c, height, width))
     if dx.numel() == 0:
         return dx
     _, k, p, q = gradient.shape

@@ -1,4 +1,4 @@
-"""What the launchers share: output allocation, numerics, device guards."""
+"""What the launchers share: numerics, device guards."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from torch import Tensor
 # Elements of a tensor from which addresses are computed in 64 bits. Not 2^31: what is added for padding must not
 # overflow.
 WIDE = 1 << 30
-
-
-def output(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """An uninitialised [N, K, P, Q] of `x`'s dtype and device, dense in channels_last."""
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def precision(numbers: str) -> str:

@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..block import Geometry
+from ..layout import empty
 from ..tuning import Problem, Tile, arithmetic, choose, conv_tf32
-from .launch import WIDE, device_of, output, precision
+from .launch import WIDE, device_of, precision
 from .tile import multiply, output_pixels, relu
 
 
@@ -163,9 +165,8 @@ def projection(
     k, r, s, c = w.shape
     _, r2, s2, c2 = w2.shape
     n, _, height, width = x.shape
-    p = (height + 2 * padding[0] - dilation[0] * (r - 1) - 1) // stride[0] + 1
-    q = (width + 2 * padding[1] - dilation[1] * (s - 1) - 1) // stride[1] + 1
-    y = output(x, (n, k, p, q))
+    p, q = Geometry(stride, padding, dilation).out_size((height, width), (r, s))
+    y = empty(x, (n, k, p, q))
     if y.numel() == 0:
         return y
     m = n * p * q

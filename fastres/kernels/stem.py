@@ -25,6 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..block import STEM_POOL, Geometry, pooled
+from ..layout import empty
 from ..tuning import Problem, Tile, architecture, arithmetic, choose, conv_tf32
 from .launch import WIDE, device_of, precision
 from .tile import product, relu
@@ -228,10 +230,9 @@ def stem(
         raise TypeError(f"x: expected {expected}, got {x.dtype}")
     n, c, height, width = x.shape
     k, r, s, _ = w.shape
-    p = (height + 2 * padding[0] - r) // stride[0] + 1
-    q = (width + 2 * padding[1] - s) // stride[1] + 1
-    pooled = (p - 1) // 2 + 1, (q - 1) // 2 + 1
-    y = torch.empty((n, k, *pooled), dtype=w.dtype, device=x.device, memory_format=torch.channels_last)
+    p, q = Geometry(stride, padding).out_size((height, width), (r, s))
+    rows, columns = pooled((p, q), STEM_POOL)
+    y = empty(x, (n, k, rows, columns), w.dtype)
     if y.numel() == 0:
         return y
     numbers = arithmetic(w.dtype, conv_tf32())
@@ -241,7 +242,7 @@ def stem(
         )
     run = partial(stem, x, w, bias, stride=stride, padding=padding, normalize=normalize)
     tile = tile or choose(Problem("stem", n * p * q, k, c * s, r, 1), numbers, x.device, run)
-    tiles = n * triton.cdiv(pooled[0], tile.group_m) * triton.cdiv(pooled[1], tile.m // 2 - 1) * triton.cdiv(k, tile.n)
+    tiles = n * triton.cdiv(rows, tile.group_m) * triton.cdiv(columns, tile.m // 2 - 1) * triton.cdiv(k, tile.n)
     scale, shift = normalize or (None, None)
     with device_of(x):
         stem_kernel[(tiles,)](
@@ -255,7 +256,8 @@ def stem(
             width,
             p,
             q,
-            *pooled,
+            rows,
+            columns,
             k,
             *stride,
             *padding,

@@ -11,8 +11,8 @@ import torch
 
 from ..backends import BackendError, ranking, registry
 from ..backends.registry import Choice
-from ..layer import ConvBN
-from ..selftest import Case, Geometry, Posed
+from ..block import ConvBN
+from ..selftest import Case, Convolution, Posed
 from .parity import ParityError
 from .timing import Timer, alternate, warm_up
 
@@ -82,6 +82,7 @@ def measure(problem: Problem, device: torch.device, timer: Timer, rounds: int) -
     return Ranked(problem, dict(sorted(medians.items(), key=lambda pair: pair[1])), left_out)
 
 
-def _geometry(x: tuple[int, ...], layer: ConvBN) -> Geometry:
+def _geometry(x: tuple[int, ...], layer: ConvBN) -> Convolution:
     (n, c, h, w), (k, _, r, _) = x, layer.weight.shape
-    return Geometry(min(n, DISTINCT), c, h, w, k, r, layer.stride[0], layer.padding[0], layer.dilation[0], layer.groups)
+    (stride, _), (padding, _), (dilation, _), groups = layer.geometry
+    return Convolution(min(n, DISTINCT), c, h, w, k, r, stride, padding, dilation, groups)

@@ -24,6 +24,7 @@ from math import prod
 
 import torch
 
+from ..block import STEM_POOL, pooled
 from .roofline import Ceilings, Cost, Layer, layers
 
 UNFUSED = "unfused"
@@ -36,7 +37,6 @@ FUSIONS = {
 }
 PLANS = (UNFUSED, *FUSIONS)
 BOUNDS = ("block", "model")
-POOL = (3, 2, 1)  # the stem's max pool: kernel, stride, padding
 CONV, PROJECTION, STEM, HEAD = "conv", "projection", "stem", "head"
 
 
@@ -83,9 +83,8 @@ class Step:
 def steps(model: str, batch: int, size: int) -> list[Step]:
     """The steps of torchvision's `model` on [batch, 3, size, size], in order."""
     conv1, *body, fc = layers(model, batch, size)
-    kernel, stride, padding = POOL
-    pooled = tuple((side + 2 * padding - kernel) // stride + 1 for side in conv1.out[2:])
-    found = [Step(STEM, (conv1,), conv1.x, (*conv1.out[:2], *pooled))]
+    after = pooled(conv1.out[2:], STEM_POOL)
+    found = [Step(STEM, (conv1,), conv1.x, (*conv1.out[:2], *after))]
     for layer in body:
         if "downsample" in layer.name:  # listed behind the convolution to whose output it is added
             end = found.pop()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layer import ConvBN, TrainBlock
+from ..block import ConvBN, TrainBlock
 from ..ops.train import kept_of
 from .parity import ParityError, check
 
@@ -73,7 +73,7 @@ def _argument(block: TrainBlock, i: int, a: Tensor, x: Tensor, statistics: list[
 
 
 def _conv_bn(x: Tensor, layer: ConvBN, statistics: list[Tensor]) -> Tensor:
-    y = F.conv2d(x, layer.weight.to(x.dtype), None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    y = F.conv2d(x, layer.weight.to(x.dtype), None, *layer.geometry)
     wide = torch.promote_types(x.dtype, torch.float32)
     mean, var = (torch.full((y.shape[1],), value, dtype=wide, device=x.device) for value in (0.0, 1.0))
     statistics += [mean, var]  # of this batch alone, as the momentum is 1

@@ -20,12 +20,12 @@ from torch import Tensor
 from .. import selftest, tuning
 from ..backends import registry
 from ..backends.registry import AUTO, Backend
-from ..layer import ConvBN
+from ..block import STEM_POOL, ConvBN
 from . import traffic
 from .graph import captured
 from .parity import pytorchs_own
 from .roofline import Layer
-from .traffic import HEAD, POOL, PROJECTION, STEM, UNFUSED, Step
+from .traffic import HEAD, PROJECTION, STEM, UNFUSED, Step
 
 LIBRARY = "library"
 DISTINCT = 8  # images that differ: larger batches repeat them, so that the oracle's cost stays bounded
@@ -168,9 +168,9 @@ def _operands(step: Step, dtype: torch.dtype) -> Operands:
     return Operands(image(step.x), [layer._replace(bias=None) for layer in layers], residual, block_input)
 
 
-def _geometry(layer: Layer) -> selftest.Geometry:
+def _geometry(layer: Layer) -> selftest.Convolution:
     (n, c, h, w), (k, _, r, _) = layer.x, layer.weight
-    return selftest.Geometry(n, c, h, w, k, r, layer.stride, layer.padding, 1, layer.groups)
+    return selftest.Convolution(n, c, h, w, k, r, layer.stride, layer.padding, 1, layer.groups)
 
 
 def _chosen(step: Step, operands: Operands, backend: str) -> tuple[Backend, str]:
@@ -196,7 +196,7 @@ def _plain(step: Step, operands: Operands) -> Tensor:
     if operands.block_input is not None:
         added = _norm(_conv(operands.block_input, shortcut[0]), shortcut[0])
     y = _after(_norm(_conv(operands.x, first), first), added, step.layers[0].relu)
-    return F.max_pool2d(y, *POOL) if step.kind == STEM else y
+    return F.max_pool2d(y, *STEM_POOL) if step.kind == STEM else y
 
 
 def _library(step: Step, operands: Operands, device: torch.device) -> Call:
@@ -240,8 +240,8 @@ def _call(step: Step, operands: Operands, backend: Backend, plan: str) -> Call:
 
     if step.kind == STEM:
         if level >= traffic.PLANS.index("stem"):
-            return lambda: backend.stem(x, weights[0], *POOL)
-        return lambda: F.max_pool2d(apart(), *POOL)
+            return lambda: backend.stem(x, weights[0], *STEM_POOL)
+        return lambda: F.max_pool2d(apart(), *STEM_POOL)
     if step.kind == PROJECTION and level >= traffic.PLANS.index("projection"):
         assert block_input is not None
         return lambda: backend.projection(x, weights[0], block_input, weights[1])
@@ -253,7 +253,7 @@ def _inputs(operands: Operands) -> list[Tensor]:
 
 
 def _conv(x: Tensor, layer: ConvBN) -> Tensor:
-    return F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return F.conv2d(x, layer.weight, layer.bias, *layer.geometry)
 
 
 def _norm(y: Tensor, layer: ConvBN) -> Tensor:

@@ -81,7 +81,7 @@ def _flatten(layers: Iterable[tuple[str, nn.Module]], wanted: Mapping[str, str])
 
 def _is_stem(module: nn.Module) -> bool:
     """Whether it is an nn.Sequential that begins as a deep stem does, and may be read."""
-    if type(module) is not nn.Sequential or fused.must_be_called(module) or len(module) < 3:
+    if not isinstance(module, nn.Sequential) or len(module) < 3 or fused.reason_unsupported(module, nn.Sequential):
         return False
     return type(module[0]) is nn.Conv2d and type(module[2]) is nn.ReLU
 

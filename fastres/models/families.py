@@ -10,7 +10,8 @@ from torch import nn
 from torchvision.models import resnet as tv
 from torchvision.models._utils import IntermediateLayerGetter
 
-from .. import fused, fusing
+from .. import fused
+from ..eligibility import pair_unsupported
 from . import chain, resnet
 from .torchvision_bodies import LayerGetter
 
@@ -109,7 +110,7 @@ def _layers(parts: fused.ResidualParts) -> Iterator[Triple]:
     for (conv, bn), act in zip(parts.branch, acts, strict=True):
         yield conv, bn, act
     if parts.shortcut is not None:
-        _, pair = fused._shortcut(parts.shortcut)
+        _, pair = fused.read_shortcut(parts.shortcut)
         if pair is not None:
             yield (*pair, acts[-1])
             return
@@ -125,7 +126,7 @@ def _limits(module: nn.Module, triples: list[Triple]) -> Iterator[tuple[str, str
         if bn is None:
             why: str | None = "it is not followed by a norm and ReLU that it can fuse with"
         else:
-            why = fusing.pair_obstacle(conv, bn, act)
+            why = pair_unsupported(conv, bn, act)
         if why:
             inner = [m for m in conv.modules() if isinstance(m, nn.Conv2d)] or [conv]
             yield from ((names[id(m)], why) for m in inner)
@@ -134,7 +135,7 @@ def _limits(module: nn.Module, triples: list[Triple]) -> Iterator[tuple[str, str
 def _fuses(triple: Triple) -> bool:
     """Whether it fuses, or would without its hooks: those may be removed."""
     conv, bn, act = triple
-    return _hooked(triple) or (bn is not None and fusing.pair_obstacle(conv, bn, act) is None)
+    return _hooked(triple) or (bn is not None and pair_unsupported(conv, bn, act) is None)
 
 
 def _hooked(triple: Triple) -> bool:

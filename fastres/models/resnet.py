@@ -57,20 +57,14 @@ class Model(Carrier):
                 module.backend_name = name or ""
 
 
+@fused.fuses
 class BasicBlock(tv.BasicBlock, Carrier):
     """Two 3x3 convolutions and a shortcut (figure 5, left). Arguments as torchvision's."""
 
     plain_class = tv.BasicBlock
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = self.backend_name
-        out = fused.train_block(x, self.residual_parts(), backend=backend)
-        if out is not None:
-            return out
-        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
-        if self.downsample is None:
-            return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.relu, backend=backend)
-        return fused.projection(out, self.conv2, self.bn2, x, self.downsample, act=self.relu, backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts:
         m = self._modules  # read on every call: past nn.Module's slow attribute protocol
@@ -81,21 +75,14 @@ class BasicBlock(tv.BasicBlock, Carrier):
         )
 
 
+@fused.fuses
 class Bottleneck(tv.Bottleneck, Carrier):
     """1x1, 3x3 (with the stride) and 1x1 convolutions and a shortcut (figure 5, right). Arguments as torchvision's."""
 
     plain_class = tv.Bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
-        backend = self.backend_name
-        out = fused.train_block(x, self.residual_parts(), backend=backend)
-        if out is not None:
-            return out
-        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.relu, backend=backend)
-        out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.relu, backend=backend)
-        if self.downsample is None:
-            return fused.conv_bn_act(out, self.conv3, self.bn3, residual=x, act=self.relu, backend=backend)
-        return fused.projection(out, self.conv3, self.bn3, x, self.downsample, act=self.relu, backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts:
         m = self._modules  # read on every call: past nn.Module's slow attribute protocol
@@ -106,6 +93,7 @@ class Bottleneck(tv.Bottleneck, Carrier):
         )
 
 
+@fused.fuses
 class Stage(nn.Sequential, Carrier):
     """Residual blocks in sequence, one operator for as many neighbours as may fuse."""
 

@@ -34,9 +34,9 @@ def lasting_extras(block: Any) -> str | None:
         return f"it has attention: {type(block.se).__name__}"
     for name in ("aa", "drop_block", "drop_path"):
         module = getattr(block, name)
-        if module is None or (type(module) is nn.Identity and not fused.must_be_called(module)):
+        if module is None or fused.reason_unsupported(module, nn.Identity) is None:
             continue
-        if name == "aa" or type(module) not in _DROPS or fused.must_be_called(module):
+        if name == "aa" or type(module) not in _DROPS or fused.reason_unsupported(module, type(module)):
             return f"it has {name}: {type(module).__name__}"
     return None
 
@@ -57,22 +57,14 @@ def _drops(block: Any) -> list[tuple[nn.Module, str]]:
     return found
 
 
+@fused.fuses
 class BasicBlock(timm.BasicBlock, Carrier):
     """timm's BasicBlock."""
 
     plain_class = timm.BasicBlock
 
     def forward(self, x: Tensor) -> Tensor:
-        if extras(self):
-            return super().forward(x)
-        backend = self.backend_name
-        out = fused.train_block(x, self.residual_parts(), backend=backend)
-        if out is not None:
-            return out
-        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
-        if self.downsample is None:
-            return fused.conv_bn_act(out, self.conv2, self.bn2, residual=x, act=self.act2, backend=backend)
-        return fused.projection(out, self.conv2, self.bn2, x, self.downsample, act=self.act2, backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts | None:
         return None if extras(self) else self.all_parts()
@@ -86,23 +78,14 @@ class BasicBlock(timm.BasicBlock, Carrier):
         )
 
 
+@fused.fuses
 class Bottleneck(timm.Bottleneck, Carrier):
     """timm's Bottleneck."""
 
     plain_class = timm.Bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
-        if extras(self):
-            return super().forward(x)
-        backend = self.backend_name
-        out = fused.train_block(x, self.residual_parts(), backend=backend)
-        if out is not None:
-            return out
-        out = fused.conv_bn_act(x, self.conv1, self.bn1, act=self.act1, backend=backend)
-        out = fused.conv_bn_act(out, self.conv2, self.bn2, act=self.act2, backend=backend)
-        if self.downsample is None:
-            return fused.conv_bn_act(out, self.conv3, self.bn3, residual=x, act=self.act3, backend=backend)
-        return fused.projection(out, self.conv3, self.bn3, x, self.downsample, act=self.act3, backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts | None:
         return None if extras(self) else self.all_parts()

@@ -14,24 +14,12 @@ from .. import fused
 from .resnet import Carrier
 
 
+@fused.fuses
 class _Block(Carrier):
     """What the two kinds of block share."""
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.residual_parts()
-        if parts is None:
-            return super().forward(x)  # type: ignore[misc]
-        backend = self.backend_name
-        out = fused.train_block(x, parts, backend=backend)
-        if out is not None:
-            return out
-        out = x
-        for (conv, bn), act in zip(parts.branch[:-1], parts.acts[:-1], strict=True):
-            out = fused.conv_bn_act(out, conv, bn, act=act, backend=backend)
-        conv, bn = parts.branch[-1]
-        if parts.shortcut is None:
-            return fused.conv_bn_act(out, conv, bn, residual=x, act=parts.acts[-1], backend=backend)
-        return fused.projection(out, conv, bn, x, parts.shortcut, act=parts.acts[-1], backend=backend)
+        return fused.residual_block(x, self, backend=self.backend_name)
 
     def residual_parts(self) -> fused.ResidualParts | None:
         return read_block(self)
@@ -100,4 +88,4 @@ def _projection(block: Any) -> nn.Sequential:
 
 
 def _is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
-    return type(module) is kind and not fused.must_be_called(module)
+    return fused.reason_unsupported(module, kind) is None

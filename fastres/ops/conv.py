@@ -10,29 +10,21 @@ from torch import Tensor
 from .. import reference
 from ..backends import ranking
 from ..backends.registry import Backend, resolve
-from ..layer import ConvBN
+from ..block import ConvBN, Geometry, pooled
+from ..layout import empty, nhwc
 from ..pixels import Pixels
-from .library import channels_last_like, define
+from .library import define
 
-# How a ConvBN is spelled in a schema, `p` being a prefix. Its order is ConvBN's.
+# `ConvBN.arguments` in a schema, `p` being a prefix.
 _CONV_BN = (
     "Tensor {p}weight, Tensor? {p}bias, Tensor? {p}gamma, Tensor? {p}beta, Tensor {p}mean, Tensor {p}var, "
-    "Tensor? {p}steps, float {p}eps, int[2] {p}stride, int[2] {p}padding, int[2] {p}dilation, int {p}groups"
+    "Tensor? {p}num_batches_tracked, float {p}eps, "
+    "int[2] {p}stride, int[2] {p}padding, int[2] {p}dilation, int {p}groups"
 )
-_FIELDS = len(ConvBN._fields)
+_FIELDS = len(ConvBN._fields) - 1 + len(Geometry._fields)
+_conv_bn = ConvBN.from_arguments
 
 Prepared = tuple[Backend, Any]
-
-
-def conv_bn(*fields: Any) -> ConvBN:
-    weight, bias, gamma, beta, mean, var, steps, eps, stride, padding, dilation, groups = fields
-    return ConvBN(
-        weight, bias, gamma, beta, mean, var, steps, eps, tuple(stride), tuple(padding), tuple(dilation), groups
-    )
-
-
-def nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _conv(x: Tensor, layer: ConvBN, residual: Tensor | None, relu: bool, model_backend: str) -> Tensor:
@@ -86,7 +78,7 @@ def _stem_uint8(
 def _stem_uint8_reference(x: Tensor, *fields: Any) -> Tensor:
     kernel, stride, padding, dtype, mean, std, _ = fields[_FIELDS:]
     pixels = Pixels(tuple(mean), tuple(std))
-    return reference.stem_uint8(x, conv_bn(*fields[:_FIELDS]), kernel, stride, padding, pixels, dtype)
+    return reference.stem_uint8(x, _conv_bn(fields[:_FIELDS]), kernel, stride, padding, pixels, dtype)
 
 
 def prepared(
@@ -110,40 +102,39 @@ def _pooled(
     x: Tensor, layer: ConvBN, kernel: int, stride: int, padding: int, dtype: torch.dtype | None = None
 ) -> Tensor:
     n, channels, *image = layer.out_size(x)
-    size = n, channels, *((side + 2 * padding - kernel) // stride + 1 for side in image)
-    return channels_last_like(x, size, dtype)
+    return empty(x, (n, channels, *pooled(image, (kernel, stride, padding))), dtype)
 
 
 define(
     f"conv_bn_act(Tensor x, {_CONV_BN.format(p='')}, Tensor? residual, bool relu, str backend) -> Tensor",
-    implementation=lambda x, *a: _conv(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
-    fake=lambda x, *a: channels_last_like(x, conv_bn(*a[:_FIELDS]).out_size(x)),
-    reference=lambda x, *a: reference.conv_bn_act(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
+    implementation=lambda x, *a: _conv(x, _conv_bn(a[:_FIELDS]), *a[_FIELDS:]),
+    fake=lambda x, *a: empty(x, _conv_bn(a[:_FIELDS]).out_size(x)),
+    reference=lambda x, *a: reference.conv_bn_act(x, _conv_bn(a[:_FIELDS]), *a[_FIELDS:-1]),
     activations=(0, 1 + _FIELDS),
 )
 define(
     f"projection(Tensor x, {_CONV_BN.format(p='')}, "
     f"Tensor block_input, {_CONV_BN.format(p='shortcut_')}, str backend) -> Tensor",
     implementation=lambda x, *a: _projection(
-        x, conv_bn(*a[:_FIELDS]), a[_FIELDS], conv_bn(*a[_FIELDS + 1 : -1]), a[-1]
+        x, _conv_bn(a[:_FIELDS]), a[_FIELDS], _conv_bn(a[_FIELDS + 1 : -1]), a[-1]
     ),
-    fake=lambda x, *a: channels_last_like(x, conv_bn(*a[:_FIELDS]).out_size(x)),
-    reference=lambda x, *a: reference.projection(x, conv_bn(*a[:_FIELDS]), a[_FIELDS], conv_bn(*a[_FIELDS + 1 : -1])),
+    fake=lambda x, *a: empty(x, _conv_bn(a[:_FIELDS]).out_size(x)),
+    reference=lambda x, *a: reference.projection(x, _conv_bn(a[:_FIELDS]), a[_FIELDS], _conv_bn(a[_FIELDS + 1 : -1])),
     activations=(0, 1 + _FIELDS),
 )
 define(
     f"stem(Tensor x, {_CONV_BN.format(p='')}, "
     "int pool_kernel, int pool_stride, int pool_padding, str backend) -> Tensor",
-    implementation=lambda x, *a: _stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
-    fake=lambda x, *a: _pooled(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
-    reference=lambda x, *a: reference.stem(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-1]),
+    implementation=lambda x, *a: _stem(x, _conv_bn(a[:_FIELDS]), *a[_FIELDS:]),
+    fake=lambda x, *a: _pooled(x, _conv_bn(a[:_FIELDS]), *a[_FIELDS:-1]),
+    reference=lambda x, *a: reference.stem(x, _conv_bn(a[:_FIELDS]), *a[_FIELDS:-1]),
     activations=(0,),
 )
 define(
     f"stem_uint8(Tensor x, {_CONV_BN.format(p='')}, int pool_kernel, int pool_stride, int pool_padding, "
     "ScalarType dtype, float[] pixel_mean, float[] pixel_std, str backend) -> Tensor",
-    implementation=lambda x, *a: _stem_uint8(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:]),
-    fake=lambda x, *a: _pooled(x, conv_bn(*a[:_FIELDS]), *a[_FIELDS:-3]),
+    implementation=lambda x, *a: _stem_uint8(x, _conv_bn(a[:_FIELDS]), *a[_FIELDS:]),
+    fake=lambda x, *a: _pooled(x, _conv_bn(a[:_FIELDS]), *a[_FIELDS:-3]),
     reference=_stem_uint8_reference,
     activations=(),
     dtypes=(1 + _FIELDS + 3,),

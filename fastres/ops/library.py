@@ -101,11 +101,6 @@ def _argument(name: str, index: int) -> str:
     return getattr(torch.ops.fastres, name).default._schema.arguments[index].name
 
 
-def channels_last_like(x: Tensor, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised tensor of `size`, on `x`'s device and, without `dtype`, of its dtype, dense in channels_last."""
-    return torch.empty(size, dtype=dtype or x.dtype, device=x.device, memory_format=torch.channels_last)
-
-
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     tensors: list[Tensor] = []
     layout: list[Any] = []  # per argument: a position in `tensors`, a list of them, or the plain value

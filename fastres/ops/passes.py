@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.steps import Affine, Geometry, Moments, Relu, Shortcut, Steps
-from ..layer import ConvBN, Norm, TrainBlock
+from ..backends.steps import Affine, Moments, Relu, Shortcut, Steps
+from ..block import ConvBN, Norm, TrainBlock
+from ..layout import nhwc
 from .statistics import merged, summed
 
 
@@ -28,14 +29,6 @@ class Kept(NamedTuple):
 def affine(vectors: Tensor) -> Affine:
     _, _, scale, shift = vectors.unbind()
     return Affine(scale, shift)
-
-
-def geometry(layer: ConvBN) -> Geometry:
-    return Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
-
-
-def nhwc(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _weight(layer: ConvBN, x: Tensor) -> Tensor:
@@ -68,7 +61,7 @@ def forward(steps: Steps, block: TrainBlock, x: Tensor, other: Tensor | None, gr
 def _layer(steps: Steps, layer: ConvBN, norm: Norm, x: Tensor, prologue: Affine | None, group: str) -> Kept:
     weight = _weight(layer, x)
     if norm is Norm.RUNNING:
-        y = steps.conv_alone(x, weight, geometry(layer), prologue)
+        y = steps.conv_alone(x, weight, layer.geometry, prologue)
         wide = torch.promote_types(y.dtype, torch.float32)
         mean, invstd = layer.mean.to(wide), (layer.var.to(wide) + layer.eps).rsqrt()
         scale = invstd if layer.gamma is None else layer.gamma.to(wide) * invstd
@@ -78,7 +71,7 @@ def _layer(steps: Steps, layer: ConvBN, norm: Norm, x: Tensor, prologue: Affine 
     if values == 1 and norm is Norm.BATCH:
         size = torch.Size(layer.out_size(x))
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {size}")
-    y, statistics = steps.conv(x, weight, geometry(layer), prologue)
+    y, statistics = steps.conv(x, weight, layer.geometry, prologue)
     local = statistics
     if norm is Norm.SYNCHRONISED:
         statistics = merged(statistics, group)
@@ -151,7 +144,7 @@ def backward(
 
     def weight_gradient(i: int, dy: Tensor, of: Tensor, prologue: Affine | None, layer: ConvBN) -> None:
         if wanted[i][0]:
-            dw = steps.wgrad(dy, of, layer.weight, geometry(layer), prologue)
+            dw = steps.wgrad(dy, of, layer.weight, layer.geometry, prologue)
             found[i] = (dw, *found[i][1:])
 
     dy, masked = through_norm(depth - 1, gradient, relu, owned, shortcut is not None)
@@ -165,7 +158,7 @@ def backward(
         assert projected is not None
         weight_gradient(depth, projected, source, None, block.shortcut)
         if source_needed:
-            dsource = steps.dgrad(projected, _weight(block.shortcut, x), source, geometry(block.shortcut))
+            dsource = steps.dgrad(projected, _weight(block.shortcut, x), source, block.shortcut.geometry)
 
     dx: Tensor | None = None
     for i in reversed(range(first, depth)):
@@ -175,7 +168,7 @@ def backward(
         weight_gradient(i, dy, of, prologue, layer)
         if i > first or x_needed:
             residual = dsource if i == 0 and other is None else None
-            g = steps.dgrad(dy, _weight(layer, x), of, geometry(layer), residual)
+            g = steps.dgrad(dy, _weight(layer, x), of, layer.geometry, residual)
             if prologue is None:
                 dx = g
             else:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from .. import reference
 from ..backends import ranking, registry
+from ..block import unflatten
 from ..folding import derived
-from ..layer import unflatten
-from .conv import Prepared, nhwc, prepared, run_projection
-from .library import channels_last_like, define
+from ..layout import empty, nhwc
+from .conv import Prepared, prepared, run_projection
+from .library import define
 
 # A block as it is run: the branch's convolutions, and the shortcut's if it is a projection.
 _Plan = list[tuple[list[Prepared], Prepared | None]]
@@ -50,7 +51,7 @@ def _plan(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], b
             for layer in branch:
                 layer.check(meta)
                 steps.append(prepared(meta, layer, name, last if layer is branch[-1] else ranking.CONV))
-                meta = channels_last_like(x, layer.out_size(meta))
+                meta = empty(x, layer.out_size(meta))
             projected = None
             if shortcut is not None:
                 shortcut.check(block_input)
@@ -74,7 +75,7 @@ def _plan(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], b
 def _fake(x: Tensor, tensors: list[Tensor], spec: list[int], eps: list[float], backend: str) -> Tensor:
     for branch, _ in unflatten(tensors, spec, eps):
         for layer in branch:
-            x = channels_last_like(x, layer.out_size(x))
+            x = empty(x, layer.out_size(x))
     return x
 
 

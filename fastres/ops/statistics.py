@@ -37,9 +37,9 @@ def _group(name: str) -> dist.ProcessGroup:
 
 
 def _track(
-    means: list[Tensor], variances: list[Tensor], steps: list[Tensor], statistics: list[Tensor], momenta: list[float]
+    means: list[Tensor], variances: list[Tensor], counts: list[Tensor], statistics: list[Tensor], momenta: list[float]
 ) -> None:
-    lists = means, variances, steps, statistics, momenta
+    lists = means, variances, counts, statistics, momenta
     lengths = [len(values) for values in lists]
     if len(set(lengths)) > 1:
         raise ValueError(f"means .. momenta: expected lists of one length, got {lengths}")
@@ -63,7 +63,8 @@ def _track(
 
 # A momentum of NaN stands for None: a mean over all batches with equal weights.
 LIBRARY.define(
-    "track(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] steps, Tensor[] statistics, float[] momenta) -> ()",
+    "track(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] num_batches_tracked, "
+    "Tensor[] statistics, float[] momenta) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 implement("track", _track, lambda *args: None)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..backends import registry, training
-from ..layer import ConvBN, Norm, TrainBlock
+from ..block import ConvBN, Norm, TrainBlock, pooled
+from ..layout import empty, nhwc
 from . import passes
-from .library import channels_last_like, register
-from .passes import Kept, nhwc
+from .library import register
+from .passes import Kept
 
 _BLOCK = "int[] spec, float[] eps, int[] options"
 
@@ -50,14 +51,12 @@ def _forward_fake(x: Tensor, other: Tensor | None, *arguments: Any) -> list[Tens
         of = kept[-1].y if kept else x
         if i == len(block.branch):
             of = x if other is None else other
-        y = channels_last_like(x, layer.out_size(of))
+        y = empty(x, layer.out_size(of))
         statistics = None if norm is Norm.RUNNING else x.new_empty((y.shape[1], 3), dtype=wide)
         kept.append(Kept(y, x.new_empty((4, y.shape[1]), dtype=wide), statistics))
     n, channels, *image = kept[len(block.branch) - 1].y.shape
-    kernel, stride, padding = block.pool
-    if kernel:
-        image = [(size + 2 * padding - kernel) // stride + 1 for size in image]
-    return [channels_last_like(x, (n, channels, *image)), *_flat(kept)]
+    size = pooled(image, block.pool) if block.pool[0] else image
+    return [empty(x, (n, channels, *size)), *_flat(kept)]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -86,7 +85,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _bare(layer: ConvBN) -> ConvBN:
-    return layer._replace(bias=None, gamma=None, beta=None, mean=None, var=None, steps=None)  # type: ignore[arg-type]
+    return layer._replace(bias=None, gamma=None, beta=None, mean=None, var=None, num_batches_tracked=None)  # type: ignore[arg-type]
 
 
 def _gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
@@ -141,7 +140,7 @@ def _backward_fake(
     spec, eps, options, needed, *_ = arguments
     block = TrainBlock.unflatten(weights, spec, eps, options)
     wide = torch.promote_types(x.dtype, torch.float32)
-    made = [channels_last_like(t, t.shape) if t is not None else None for t in (x, other)]
+    made = [empty(t, t.shape) if t is not None else None for t in (x, other)]
     for layer in block.layers():
         vector = (layer.weight.shape[0],)
         made += [torch.empty_like(layer.weight), x.new_empty(vector, dtype=wide), x.new_empty(vector, dtype=wide)]

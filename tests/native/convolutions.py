@@ -11,8 +11,7 @@ from tolerance import assert_right
 from torch import Tensor
 
 from fastres.backends import plans
-from fastres.backends.steps import Geometry
-from fastres.layer import ConvBN
+from fastres.block import ConvBN, Geometry
 
 HALVES = (torch.bfloat16, torch.float16)
 Place = tuple[torch.device, Callable[[plans.Work], Tensor]]
@@ -41,7 +40,7 @@ def operand(conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Con
     x = _tf32(torch.randn(conv.n, conv.c, conv.h, conv.w)).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = _tf32(torch.randn(conv.k, conv.c // conv.groups, conv.r, conv.r) / 8).to(dtype)
     ones = torch.ones(conv.k)
-    layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, *conv.geometry)
+    layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, conv.geometry)
     return x, weight, torch.randn(conv.k), layer
 
 
@@ -50,7 +49,7 @@ def _tf32(x: Tensor) -> Tensor:
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor, layer: ConvBN, residual: Tensor | None, relu: bool) -> Tensor:
-    y = F.conv2d(x, weight, bias.to(x.dtype), layer.stride, layer.padding, layer.dilation, layer.groups)
+    y = F.conv2d(x, weight, bias.to(x.dtype), *layer.geometry)
     y = y if residual is None else y + residual
     return F.relu(y) if relu else y
 
@@ -67,7 +66,8 @@ def check_operands(
     device, run = place
     problems = [operand(conv, dtype) for conv in convs]
     prepared = [
-        (x.to(device), plans.pack(weight.to(device), bias.to(device), layer)) for x, weight, bias, layer in problems
+        (x.to(device), plans.pack(weight.to(device), bias.to(device), layer.geometry))
+        for x, weight, bias, layer in problems
     ]
     work = plans.convolution(prepared, True, sms=sms, kernel=kernel, tile=tile)
     work.result.fill_(float("nan"))
@@ -97,7 +97,7 @@ def check(
     x = random_x if x is None else x
     size = layer.out_size(x)
     residual = torch.randn(size).to(dtype).contiguous(memory_format=torch.channels_last) if with_residual else None
-    prepared = plans.pack(weight.to(device), bias.to(device), layer)
+    prepared = plans.pack(weight.to(device), bias.to(device), layer.geometry)
     on_device = None if residual is None else residual.to(device)
     work = plans.convolution([(x.to(device), prepared)], relu, on_device, sms=sms, kernel=kernel, tile=tile)
     work.result.fill_(float("nan"))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastres.backends import bn_plans, plans, pool_plans
 from fastres.backends.emulator import emulate
-from fastres.backends.steps import Affine, Pool
+from fastres.backends.steps import Affine
+from fastres.block import Pool
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 STEM = 3, 2, 1

@@ -12,7 +12,7 @@ from tolerance import assert_right
 from fastres import native
 from fastres.backends import plans
 from fastres.backends.emulator import emulate
-from fastres.layer import ConvBN
+from fastres.block import ConvBN, Geometry
 
 DTYPES = (*HALVES, torch.float32)
 TILES = [(128, 128), (128, 64), (64, 64), (128, 32)]
@@ -46,7 +46,7 @@ def test_a_misaligned_view_takes_narrower_copies(place: Place, offset: int) -> N
     memory = torch.randn(offset + 32 * 6 * 5).bfloat16().to(place[0])
     x = memory[offset:].view(1, 6, 5, 32).permute(0, 3, 1, 2)
     _, weight, bias, layer = operand(conv, torch.bfloat16)
-    prepared = plans.pack(weight.to(place[0]), bias.to(place[0]), layer)
+    prepared = plans.pack(weight.to(place[0]), bias.to(place[0]), layer.geometry)
     work = plans.convolution([(x, prepared)], True, sms=108)
     assert work.plans[0].symbol.endswith(f"copy{2 * offset}")
     exact = plain(x.cpu().double(), weight.double(), bias.double(), layer, None, True)
@@ -97,7 +97,7 @@ def test_the_result_may_be_written_over_the_residual(place: Place) -> None:
     expected = plain(x, weight, bias, layer, residual, True)
     for splits in (1, 2):
         shared = residual.to(device, copy=True)
-        prepared = plans.pack(weight.to(device), bias.to(device), layer)
+        prepared = plans.pack(weight.to(device), bias.to(device), layer.geometry)
         work = plans.convolution([(x.to(device), prepared)], True, shared, True, sms=108, tile=(64, 64, splits))
         assert run(work).data_ptr() == shared.data_ptr()
         assert_right(shared.cpu(), expected, exact)
@@ -108,7 +108,7 @@ def test_ten_seeds_give_the_same_bits(splits: int) -> None:
     x, weight, bias, layer = operand(Conv(1, 72, 9, 8, 72, 3, 1, 1), torch.bfloat16)
     results = []
     for seed in range(10):
-        work = plans.convolution([(x, plans.pack(weight, bias, layer))], True, sms=108, tile=(64, 64, splits))
+        work = plans.convolution([(x, plans.pack(weight, bias, layer.geometry))], True, sms=108, tile=(64, 64, splits))
         emulate(work, seed)
         results.append(work.result)
     assert all(torch.equal(results[0], result) for result in results[1:])
@@ -119,8 +119,11 @@ def test_a_tile_is_chosen_by_the_size_of_the_problem() -> None:
         x = torch.empty(n, c, h, h, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
         weight = torch.empty(k, c, 1, 1, dtype=torch.bfloat16)
         ones = torch.ones(k)
-        layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, (1, 1), (0, 0), (1, 1), 1)
-        return [plan.symbol for plan in plans.convolution([(x, plans.pack(weight, ones, layer))], True, sms=108).plans]
+        layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, Geometry())
+        return [
+            plan.symbol
+            for plan in plans.convolution([(x, plans.pack(weight, ones, layer.geometry))], True, sms=108).plans
+        ]
 
     assert symbols(64, 64, 56, 256) == ["conv_sm80_bf16_128x128_copy16"]
     assert symbols(64, 256, 56, 64) == ["conv_sm80_bf16_128x64_copy16"]
@@ -159,7 +162,7 @@ def test_what_would_corrupt_memory_is_refused_by_name(name: str) -> None:
 
 def test_tensors_that_do_not_fit_are_refused_by_name() -> None:
     x, weight, bias, layer = operand(Conv(1, 8, 6, 6, 16, 3, 1, 1), torch.bfloat16)
-    prepared = plans.pack(weight, bias, layer)
+    prepared = plans.pack(weight, bias, layer.geometry)
     good = torch.empty(1, 16, 6, 6, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     for name, image, residual in (
         (r"operands\[0\]\.x", x.contiguous(), None),

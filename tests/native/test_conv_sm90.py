@@ -21,6 +21,7 @@ from fastres import native
 from fastres.backends import plans
 from fastres.backends.emulator import emulate
 from fastres.backends.steps import Affine
+from fastres.block import Geometry
 
 # Columns and cluster of each instantiation; rows are 128.
 TILES = [(64, 1), (64, 2), (128, 1), (128, 2), (256, 1), (256, 2)]
@@ -118,7 +119,7 @@ def test_the_result_may_be_written_over_the_residual(place: Place, shape: tuple[
     residual = torch.randn(2, 136, 12, 13).half().contiguous(memory_format=torch.channels_last)
     exact = plain(x.double(), weight.double(), bias.double(), layer, residual.double(), True)
     shared = residual.to(device, copy=True)
-    prepared = plans.pack(weight.to(device), bias.to(device), layer)
+    prepared = plans.pack(weight.to(device), bias.to(device), layer.geometry)
     work = plans.convolution([(x.to(device), prepared)], True, shared, True, tile=tile(*shape), **SM90)
     assert run(work).data_ptr() == shared.data_ptr()
     assert_right(shared.cpu(), plain(x, weight, bias, layer, residual, True), exact)
@@ -134,7 +135,7 @@ def test_ten_seeds_give_the_same_bits(shape: tuple[int, int], splits: int) -> No
     results = []
     for seed in range(10):
         work = plans.convolution(
-            [(x, plans.pack(weight, bias, layer))], True, residual, tile=tile(*shape, splits), **SM90
+            [(x, plans.pack(weight, bias, layer.geometry))], True, residual, tile=tile(*shape, splits), **SM90
         )
         emulate(work, seed)
         results.append(work.result)
@@ -144,7 +145,7 @@ def test_ten_seeds_give_the_same_bits(shape: tuple[int, int], splits: int) -> No
 @pytest.mark.parametrize("splits", [1, 2])
 def test_without_a_bias(place: Place, splits: int) -> None:
     x, weight, bias, layer = operand(Conv(1, 72, 12, 13, 72, 3, 1, 1), torch.bfloat16)
-    prepared = plans.pack(weight.to(place[0]), None, layer)
+    prepared = plans.pack(weight.to(place[0]), None, layer.geometry)
     work = plans.convolution([(x.to(place[0]), prepared)], False, tile=tile(64, 1, splits), **SM90)
     work.result.fill_(float("nan"))
     exact = plain(x.double(), weight.double(), 0 * bias.double(), layer, None, False)
@@ -156,7 +157,7 @@ def test_a_misaligned_view_is_copied(place: Place) -> None:
     memory = torch.randn(4 + 32 * 6 * 5).bfloat16().to(place[0])
     x = memory[4:].view(1, 6, 5, 32).permute(0, 3, 1, 2)
     _, weight, bias, layer = operand(conv, torch.bfloat16)
-    work = plans.convolution([(x, plans.pack(weight.to(place[0]), bias.to(place[0]), layer))], True, **SM90)
+    work = plans.convolution([(x, plans.pack(weight.to(place[0]), bias.to(place[0]), layer.geometry))], True, **SM90)
     exact = plain(x.cpu().double(), weight.double(), bias.double(), layer, None, True)
     assert_right(place[1](work).cpu(), plain(x.cpu(), weight, bias, layer, None, True), exact)
 
@@ -178,38 +179,40 @@ OBSTACLES: dict[str, tuple[Conv, torch.dtype]] = {
 def test_an_obstacle_is_named_and_refused(name: str) -> None:
     conv, dtype = OBSTACLES[name]
     x, weight, bias, layer = operand(conv, dtype)
-    reason = plans.obstacle(dtype, tuple(x.shape), plans.Filter.of(weight, layer))
+    reason = plans.conv_sm90_unsupported(dtype, tuple(x.shape), plans.Filter.of(weight, layer.geometry))
     assert reason is not None
     with pytest.raises(ValueError, match=f"^{name}: expected"):
-        plans.convolution([(x, plans.pack(weight, bias, layer))], True, **SM90)
+        plans.convolution([(x, plans.pack(weight, bias, layer.geometry))], True, **SM90)
 
 
 def test_a_prologue_is_refused() -> None:
     x, weight, _, layer = operand(Conv(1, 8, 6, 6, 8), torch.bfloat16)
-    operands = [(x, plans.pack(weight, None, layer))]
+    operands = [(x, plans.pack(weight, None, layer.geometry))]
     with pytest.raises(ValueError, match=r"^prologue: expected none$"):
         plans.convolution(operands, False, prologue=Affine(torch.ones(8), torch.ones(8)), **SM90)
 
 
 def test_an_uneven_window_is_an_obstacle() -> None:
     for kernel, padding in (((3, 1), (1, 0)), ((3, 3), (1, 0)), ((1, 3), (0, 1))):
-        geometry = plans.Filter(8, 8, kernel, (1, 1), padding, (1, 1), 1)
-        assert "height and width" in (plans.obstacle(torch.bfloat16, (1, 8, 6, 6), geometry) or "")
-    assert plans.obstacle(torch.bfloat16, (1, 8, 6, 6), plans.Filter(8, 8, (1, 1), (2, 1), (0, 0), (1, 1), 1)) is None
+        filter = plans.Filter(8, 8, kernel, Geometry((1, 1), padding))
+        assert "height and width" in (plans.conv_sm90_unsupported(torch.bfloat16, (1, 8, 6, 6), filter) or "")
+    assert (
+        plans.conv_sm90_unsupported(torch.bfloat16, (1, 8, 6, 6), plans.Filter(8, 8, (1, 1), Geometry((2, 1)))) is None
+    )
 
 
 def test_a_tile_that_there_is_not_is_refused() -> None:
     x, weight, bias, layer = operand(Conv(1, 64, 6, 6, 64), torch.bfloat16)
     for wrong, name in (((64, 64, 1, 1), "tile"), ((128, 64, 1, 3), "tile"), ((128, 64, 2, 1), "splits")):
         with pytest.raises(ValueError, match=f"^{name}: "):
-            plans.convolution([(x, plans.pack(weight, bias, layer))], True, tile=wrong, **SM90)
+            plans.convolution([(x, plans.pack(weight, bias, layer.geometry))], True, tile=wrong, **SM90)
 
 
 def test_a_tile_is_chosen_by_the_size_of_the_problem() -> None:
     def symbols(n: int, c: int, h: int, k: int, r: int = 1) -> list[str]:
         x = torch.empty(n, c, h, h, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
         _, weight, bias, layer = operand(Conv(1, c, r, r, k, r, 1, r // 2), torch.bfloat16)
-        work = plans.convolution([(x, plans.pack(weight, bias, layer))], True, sms=132, kernel="conv_sm90")
+        work = plans.convolution([(x, plans.pack(weight, bias, layer.geometry))], True, sms=132, kernel="conv_sm90")
         return [plan.symbol.removeprefix("conv_sm90_bf16_128x") for plan in work.plans]
 
     assert symbols(64, 64, 56, 64) == ["64_cluster1"]

@@ -56,7 +56,7 @@ class Variant(NamedTuple):
         residual = residual if self.residual else None
         tile, relu = (128, self.n, self.splits, self.cluster), not self.moments
         work = plans.convolution(
-            [(x, plans.pack(weight, None if self.moments else bias, layer))],
+            [(x, plans.pack(weight, None if self.moments else bias, layer.geometry))],
             relu,
             residual,
             moments=self.moments,

@@ -14,7 +14,8 @@ from fastres.backends.cuda import Cuda
 from fastres.backends.cuda_steps import CudaSteps, transposed
 from fastres.backends.emulator import Emulator
 from fastres.backends.plans import HOPPER
-from fastres.backends.steps import Affine, Geometry, Shortcut, Steps
+from fastres.backends.steps import Affine, Shortcut, Steps
+from fastres.block import Geometry
 
 HALVES = (torch.bfloat16, torch.float16)
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -10,7 +10,7 @@ from resources import TABLE, Resources, as_json, measured
 
 from fastres import native, tuning
 from fastres.backends import plans
-from fastres.layer import ConvBN
+from fastres.block import ConvBN, Geometry
 
 REGISTERS = 65536  # of a multiprocessor
 RENEW = "if that is as it should be, renew the table: python tests/native/resources.py"
@@ -55,9 +55,9 @@ def test_a_convolution_s_block_fits_every_chip(tile: tuple[int, int], built: dic
     """Registers and shared memory, of which the pipeline's part is asked for at the launch."""
     x = torch.empty(4, 64, 32, 32, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
     ones = torch.ones(256)
-    layer = ConvBN(x, None, None, None, ones, ones, None, 0.0, (1, 1), (0, 0), (1, 1), 1)
+    layer = ConvBN(x, None, None, None, ones, ones, None, 0.0, Geometry())
     weight = torch.empty(256, 64, 1, 1, dtype=torch.bfloat16)
-    (plan,) = plans.convolution([(x, plans.pack(weight, ones, layer))], True, sms=108, tile=(*tile, 1)).plans
+    (plan,) = plans.convolution([(x, plans.pack(weight, ones, layer.geometry))], True, sms=108, tile=(*tile, 1)).plans
     for arch, used in built[plan.symbol].items():
         assert plan.shared_bytes + used.shared <= tuning.shared_memory(int(arch.removeprefix("sm_")))
         assert used.registers * plan.block[0] <= REGISTERS

@@ -57,7 +57,7 @@ def test_convolution(
     added = residual if with_residual else None
     results = []
     for seed in SEEDS:
-        work = plans.convolution([(x, plans.pack(weight, bias, layer))], relu, added, sms=108, tile=tile)
+        work = plans.convolution([(x, plans.pack(weight, bias, layer.geometry))], relu, added, sms=108, tile=tile)
         work.result.fill_(float("nan"))
         emulate(work, seed)
         results.append(work.result)

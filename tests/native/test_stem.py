@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastres.backends import plans
 from fastres.backends.emulator import emulate
-from fastres.layer import ConvBN
+from fastres.block import ConvBN, Geometry
 
 HALVES = (torch.bfloat16, torch.float16)
 Place = tuple[torch.device, Callable[[plans.Work], Tensor]]
@@ -23,8 +23,8 @@ def pack(
 ) -> tuple[Tensor, Tensor, plans.Prepared]:
     weight, bias = (torch.randn(filters, channels, 7, 7) / 8).to(dtype), torch.randn(filters)
     ones = torch.ones(filters)
-    layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, (2, 2), (3, 3), (1, 1), 1)
-    return weight, bias, plans.pack(weight.to(device), bias.to(device), layer)
+    layer = ConvBN(weight, None, None, None, ones, ones, None, 0.0, Geometry((2, 2), (3, 3)))
+    return weight, bias, plans.pack(weight.to(device), bias.to(device), layer.geometry)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from models import VARIANTS
 from torch import Tensor, nn
 
 import fastres
+from fastres.block import ConvBN, Geometry
 from fastres.kernels.conv import MERGED, conv
 from fastres.kernels.head import head
 from fastres.kernels.projection import projection
 from fastres.kernels.stem import stem, takes_pixels
-from fastres.layer import ConvBN
 from fastres.tuning import architecture, arithmetic, conv_tf32
 
 BATCHES = (1, 32, 256)
@@ -86,7 +86,7 @@ def _conv(x: Shape, module: nn.Conv2d) -> Conv:
 
 def _layer(conv: Conv) -> ConvBN:
     weight = torch.empty(conv.filters, conv.x[1] // conv.groups, *conv.kernel, device="meta")
-    return ConvBN(weight, *[None] * 6, 0.0, conv.stride, conv.padding, conv.dilation, conv.groups)  # type: ignore[arg-type]
+    return ConvBN(weight, *[None] * 6, 0.0, Geometry(*conv[3:]))  # type: ignore[arg-type]
 
 
 def launch(problem: Problem, dtype: torch.dtype) -> None:

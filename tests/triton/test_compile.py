@@ -14,8 +14,9 @@ from offline import MATRIX_INSTRUCTION, PLAIN_KERNELS, Compiled, target
 from torch import Tensor
 
 from fastres import tuning
-from fastres.backends.steps import Affine, Geometry, Relu, Running, Shortcut
+from fastres.backends.steps import Affine, Relu, Running, Shortcut
 from fastres.backends.triton_steps import TritonSteps
+from fastres.block import Geometry
 from fastres.kernels.conv import conv
 from fastres.kernels.gemm import gemm
 from fastres.kernels.projection import projection

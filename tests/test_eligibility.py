@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from models import image, randomize, small_pair
+from steps import assert_same_step
 from tolerance import assert_right, assert_same_function, to_oracle
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.models import resnet as tv
 from torchvision.ops import FrozenBatchNorm2d
 
 import fastres
 from fastres import fused
+from fastres.models import resnet
 
 CONV = "layer1.0.conv2"  # the layer that each change keeps from fusing
 
@@ -101,6 +104,11 @@ def _old_weight_norm(model: nn.Module) -> None:
         nn.utils.weight_norm(model.get_submodule(CONV))
 
 
+def _replaced_convolution(model: nn.Module) -> None:
+    conv = model.get_submodule(CONV)
+    conv._conv_forward = lambda x, weight, bias: nn.Conv2d._conv_forward(conv, x, weight, bias) * 2
+
+
 HOOK = "a hook is registered on "
 OBSTACLES: dict[str, tuple[Change, str]] = {
     "forward hook": (lambda m: m.get_submodule(CONV).register_forward_hook(lambda _, x, y: y * 2), f"{HOOK}Conv2d"),
@@ -129,6 +137,7 @@ OBSTACLES: dict[str, tuple[Change, str]] = {
     "subclass of the norm": (_norm_subclass, "ShiftedNorm is not exactly one of BatchNorm2d"),
     "replaced forward": (_replaced_forward(CONV), "the forward of this Conv2d was replaced"),
     "replaced forward of the norm": (_replaced_forward("layer1.0.bn2"), "the forward of this BatchNorm2d was replaced"),
+    "replaced part of a forward": (_replaced_convolution, "the _conv_forward of this Conv2d was replaced"),
     "other activation": (_set("layer1.0", relu=nn.GELU()), "GELU is not exactly ReLU"),
     "bounded activation": (_set("layer1.0", relu=nn.ReLU6(inplace=True)), "ReLU6 is not exactly ReLU"),
     "reflecting padding": (_padding_mode, "padding .* in mode 'reflect'"),
@@ -197,6 +206,115 @@ def test_global_hook(global_hook: None) -> None:
     assert {layer.reason for layer in fastres.explain(ours, image()).layers} == {"a global module hook is registered"}
 
 
+REPLACED: list[tuple[type[nn.Module], str]] = [
+    (nn.Conv2d, "forward"),
+    (nn.Conv2d, "_conv_forward"),
+    (nn.Conv2d, "__call__"),
+    (nn.BatchNorm2d, "forward"),
+    (nn.modules.batchnorm._BatchNorm, "forward"),
+    (nn.ReLU, "forward"),
+    (nn.MaxPool2d, "forward"),
+    (nn.AdaptiveAvgPool2d, "forward"),
+    (nn.Linear, "forward"),
+    (nn.Module, "__call__"),
+]
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(("kind", "name"), REPLACED, ids=[f"{kind.__name__}.{name}" for kind, name in REPLACED])
+def test_a_replaced_function_of_a_class_runs(
+    kind: type[nn.Module], name: str, train: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a class computes is asked of the class on every call, not taken from its name."""
+    ours, theirs = small_pair()
+    x, original, calls = image(), getattr(kind, name), []
+
+    def changed(self: nn.Module, *args: Any) -> Tensor:
+        calls.append(self)
+        return original(self, *args) + 0.25
+
+    monkeypatch.setattr(kind, name, changed)
+    (assert_same_step if train else assert_same_function)(ours, theirs, x)
+    counts = [sum(any(call is m for m in model.modules()) for call in calls) for model in (ours, theirs)]
+    assert counts[0] >= 1
+    assert kind is nn.Module or counts[0] == counts[1]
+
+
+def _halved(kind: Any) -> Any:
+    class Halved(kind):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) / 2
+
+    return Halved
+
+
+def _subclassed(model: nn.Module) -> None:
+    for block in model.layer2:
+        block.__class__ = _halved(type(block))
+
+
+def _called(model: nn.Module) -> None:
+    class Doubled(type(model.layer2[1])):  # type: ignore[misc]
+        def __call__(self, x: Tensor) -> Tensor:
+            return super().__call__(x) * 2
+
+    model.layer2[1].__class__ = Doubled
+
+
+def _on_the_block(model: nn.Module) -> None:
+    block = model.layer2[1]
+    block.forward = types.MethodType(_doubled, block)
+
+
+def _stage_subclass(model: nn.Module) -> None:
+    model.layer2.__class__ = _halved(type(model.layer2))
+
+
+BLOCKS = {
+    "subclass of a block": _subclassed,
+    "block with a __call__": _called,
+    "block with a forward of its own": _on_the_block,
+    "subclass of a stage": _stage_subclass,
+}
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("change", BLOCKS.values(), ids=BLOCKS)
+def test_a_changed_block_runs(change: Change, train: bool) -> None:
+    ours, theirs = small_pair()
+    for model in (ours, theirs):
+        change(model)
+    (assert_same_step if train else assert_same_function)(ours, theirs, image())
+
+
+@pytest.mark.parametrize("name", ["Bottleneck", "Stage"])
+def test_a_replaced_forward_of_our_classes_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = small_pair()
+    replaced = {"Bottleneck": tv.Bottleneck, "Stage": nn.Sequential}[name]
+    for kind in (getattr(resnet, name), replaced):
+        original = kind.forward
+        monkeypatch.setattr(kind, "forward", lambda self, x, original=original: original(self, x) / 2)
+    assert_same_function(ours, theirs, image())
+
+
+def test_a_subclass_that_keeps_the_forward_fuses() -> None:
+    ours, _ = small_pair()
+    ours.layer2[1].__class__ = type("Named", (fastres.Bottleneck,), {})
+    with torch.no_grad(), torch.profiler.profile() as profiler:
+        ours(image())
+    assert sum(event.name == "fastres::stage" for event in profiler.events()) == 1
+
+
+def test_the_model_s_own_plain_backend_fuses_nothing() -> None:
+    ours, theirs = small_pair()
+    ours.backend, x = "plain", image()
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+    assert {(layer.backend, layer.reason) for layer in fastres.explain(ours, x).layers} == {
+        ("plain", "asked for by name")
+    }
+
+
 @pytest.mark.parametrize("name", ["BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d"])
 def test_norms_that_fuse(name: str) -> None:
     ours, theirs = small_pair(**({"norm_layer": FrozenBatchNorm2d} if name == "FrozenBatchNorm2d" else {}))
@@ -258,7 +376,7 @@ def test_a_gradient_of_the_second_activation_is_recorded(wanted: str) -> None:
     assert torch.equal(leaf.grad, expected)
 
 
-@pytest.mark.parametrize("frozen", ["conv1", "layer1", "layer2", "fc", "everything"])
+@pytest.mark.parametrize("frozen", ["conv1", "layer1", "layer2", "all but layer1", "fc", "everything"])
 def test_partly_frozen_fine_tune(frozen: str) -> None:
     """Frozen layers in evaluation mode fuse; gradients of the rest are torchvision's."""
     ours, theirs = small_pair()
@@ -269,7 +387,8 @@ def test_partly_frozen_fine_tune(frozen: str) -> None:
             model.fc.requires_grad_(True)
         else:
             model.requires_grad_(False)
-            for name in ("layer3", "layer4", "fc") if frozen != "fc" else ("conv1", "layer4"):
+            trained = {"fc": ("conv1", "layer4"), "all but layer1": ("layer1",)}.get(frozen, ("layer3", "layer4", "fc"))
+            for name in trained:
                 model.get_submodule(name).requires_grad_(True)
     x = image()
     for model in (ours, theirs, oracle):

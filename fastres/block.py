@@ -1,6 +1,6 @@
 """The plain data that operators, folding and backends share: one convolution with its BatchNorm, and blocks of them.
 
-A `ConvBN` holds raw tensors and the geometry of one convolution. It flattens into the argument list of an operator
+A `ConvBN` holds raw tensors and the `Geometry` of one convolution. It flattens into the argument list of an operator
 (tensors, ints, floats: all that a PyTorch operator schema can carry) and is rebuilt from it inside the implementation.
 """
 
@@ -12,8 +12,40 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-_TENSOR_FIELDS = 7  # weight .. steps
+_TENSOR_FIELDS = 7  # weight .. num_batches_tracked
 _SPEC_FIELDS = 8  # which tensors are present, stride (2), padding (2), dilation (2), groups
+
+
+Pool = tuple[int, int, int]
+"""A max pool's kernel, stride and padding, square; dilation 1, sizes rounded down."""
+
+STEM_POOL: Pool = (3, 2, 1)  # that of table 1, before conv2_x
+
+
+def out_side(side: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
+    """How many windows of a convolution or a pool fit along one side of an image."""
+    return (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def pooled(image: Sequence[int], pool: Pool) -> tuple[int, int]:
+    """[H, W] after `pool`, for an image [H, W]."""
+    height, width = image
+    return out_side(height, *pool), out_side(width, *pool)
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over an image: what it has beside its weight."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def out_size(self, image: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """[P, Q] of the output, for an image [H, W] and a kernel [R, S]."""
+        (height, width), (r, s) = image, kernel
+        (sh, sw), (ph, pw), (dh, dw), _ = self
+        return out_side(height, r, sh, ph, dh), out_side(width, s, sw, pw, dw)
 
 
 class ConvBN(NamedTuple):
@@ -21,8 +53,8 @@ class ConvBN(NamedTuple):
 
     y = gamma * (conv(x, weight) + bias - mean) / sqrt(var + eps) + beta
 
-    `weight` is [Cout, Cin/groups, R, S]; the vectors are [Cout]; `steps` is BatchNorm's `num_batches_tracked`, whose
-    version is the only trace that a training forward leaves of having moved `mean` and `var`.
+    `weight` is [Cout, Cin/groups, R, S]; the vectors are [Cout]; the version of `num_batches_tracked` is
+    the only trace that a training forward leaves of having moved `mean` and `var`.
     """
 
     weight: Tensor
@@ -31,35 +63,42 @@ class ConvBN(NamedTuple):
     beta: Tensor | None
     mean: Tensor
     var: Tensor
-    steps: Tensor | None
+    num_batches_tracked: Tensor | None
     eps: float
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
+    geometry: Geometry
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.weight, self.bias, self.gamma, self.beta, self.mean, self.var, self.steps
+        return self.weight, self.bias, self.gamma, self.beta, self.mean, self.var, self.num_batches_tracked
 
     def out_size(self, x: Tensor) -> tuple[int, int, int, int]:
         """[N, Cout, P, Q] of the output for an input [N, Cin, H, W]."""
-        n, _, height, width = x.shape
-        cout, _, r, s = self.weight.shape
-        (sh, sw), (ph, pw), (dh, dw) = self.stride, self.padding, self.dilation
-        return n, cout, (height + 2 * ph - dh * (r - 1) - 1) // sh + 1, (width + 2 * pw - dw * (s - 1) - 1) // sw + 1
+        n, _, *image = x.shape
+        cout, _, *kernel = self.weight.shape
+        return n, cout, *self.geometry.out_size(image, kernel)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The fields as an operator of one convolution takes them: the geometry spread out."""
+        return *self[:-1], *self.geometry
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[Any]) -> ConvBN:
+        """The inverse of `arguments`; pairs may be lists."""
+        *fields, stride, padding, dilation, groups = arguments
+        return cls._make([*fields, Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)])
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError unless `x` is a [N, Cin, H, W] tensor that this convolution accepts."""
         if x.dim() != 4:
             raise ValueError(f"x: expected 4 dimensions [N, C, H, W], got {x.dim()}: {tuple(x.shape)}")
-        channels = self.weight.shape[1] * self.groups
+        channels = self.weight.shape[1] * self.geometry.groups
         if x.shape[1] != channels:
             raise ValueError(f"x: expected {channels} channels in dimension 1, got {x.shape[1]}: {tuple(x.shape)}")
         if x.device != self.weight.device:
             raise ValueError(f"x: expected device {self.weight.device}, that of the weights, got {x.device}")
         if min(self.out_size(x)[2:]) < 1:
             kernel = tuple(self.weight.shape[2:])
-            raise ValueError(f"x: image {tuple(x.shape[2:])} is too small for a {kernel} kernel with {self.padding=}")
+            padding = self.geometry.padding
+            raise ValueError(f"x: image {tuple(x.shape[2:])} is too small for a {kernel} kernel with {padding=}")
 
 
 class Norm(IntEnum):
@@ -89,7 +128,7 @@ class TrainBlock(NamedTuple):
     norms: tuple[Norm, ...]
     identity: bool = False
     relu: bool = True
-    pool: tuple[int, int, int] = (0, 0, 0)
+    pool: Pool = (0, 0, 0)
 
     def layers(self) -> tuple[ConvBN, ...]:
         return self.branch if self.shortcut is None else (*self.branch, self.shortcut)
@@ -121,7 +160,8 @@ def flatten(blocks: Iterable[Block]) -> tuple[list[Tensor], list[int], list[floa
                 if tensor is not None:
                     tensors.append(tensor)
                     present |= 1 << position
-            spec += (present, *layer.stride, *layer.padding, *layer.dilation, layer.groups)
+            stride, padding, dilation, groups = layer.geometry
+            spec += (present, *stride, *padding, *dilation, groups)
             eps.append(layer.eps)
     return tensors, spec, eps
 
@@ -139,6 +179,6 @@ def unflatten(tensors: Sequence[Tensor], spec: Sequence[int], eps: Sequence[floa
             present, sh, sw, ph, pw, dh, dw, groups = spec[at : at + _SPEC_FIELDS]
             at += _SPEC_FIELDS
             fields: list[Any] = [next(tensor) if present >> i & 1 else None for i in range(_TENSOR_FIELDS)]
-            layers.append(ConvBN._make([*fields, next(epsilon), (sh, sw), (ph, pw), (dh, dw), groups]))
+            layers.append(ConvBN._make([*fields, next(epsilon), Geometry((sh, sw), (ph, pw), (dh, dw), groups)]))
         blocks.append(Block(tuple(layers[:depth]), layers[depth] if projected else None))
     return blocks
