@@ -260,6 +260,9 @@ def test_any_convolution(name: str, dtype: torch.dtype, data: st.DataObject) -> 
     result = conv_bn_act(x, layer, residual, relu, name)
     assert result.is_contiguous(memory_format=torch.channels_last)
     check(result, reference.conv_bn_act, x, layer, residual, relu)
+    if name == "reference":  # PyTorch's own convolution, whatever this processor makes of it
+        with pytorchs_own():
+            assert torch.equal(result, reference.conv_bn_act(x, layer, residual, relu))
 
 
 def test_conv_bn_act(layer: ConvBN, backend: str) -> None:
