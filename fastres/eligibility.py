@@ -101,12 +101,12 @@ def read(
     for act in acts:
         if act is not None and (why := reason_unsupported(act, nn.ReLU)):
             return why
+    if why := call_unsupported(backend):
+        return why
     if _functions_replaced():
         kinds = {nn.Conv2d, nn.ReLU, *(type(bn) for _, bn in every)}
         if replaced := [kind.__name__ for kind in kinds if _is_replaced(kind)]:
             return f"a function of {', '.join(sorted(replaced))} was replaced"
-    if why := call_unsupported():
-        return why
     if not (trains or _records_gradient(x, other, layers)):
         # In a compiled graph the operator is told by its resolver: to compute the same without fusing.
         if not torch.compiler.is_compiling() and registry.requested(backend) == registry.PLAIN:
@@ -127,7 +127,7 @@ def _read_training(x: Any, layers: list[ConvBN], bns: list[Any], projected: bool
             return "the convolution has a bias, and is trained"
         if bn.training and layer.num_batches_tracked is None and type(bn) in _TRAINED:
             return "BatchNorm does not count its batches"
-    if torch.compiler._is_exporting_flag:  # Dynamo holds is_exporting() to be true wherever it compiles
+    if torch.compiler._is_exporting_flag:
         return "a training step is exported as PyTorch's own operators"
     if x.numel() == 0:
         return "an empty batch"
@@ -164,8 +164,10 @@ def pair_unsupported(conv: nn.Module, bn: nn.Module, act: nn.Module | None = Non
     return None if act is None else reason_unsupported(act, nn.ReLU)
 
 
-def call_unsupported() -> str | None:
-    """Why nothing may fuse at present, whatever the modules, or None."""
+def call_unsupported(backend: str) -> str | None:
+    """Why nothing may fuse at present, whatever the modules, or None. `backend` is the name that the model carries."""
+    if torch.compiler._is_exporting_flag and not _named(backend):  # Dynamo holds is_exporting() to be always true
+        return "an exported program holds PyTorch's operators unless a backend is named, 'auto' for any"
     if torch.compiler.is_compiling():
         return None  # what follows are eager states that a compiled graph cannot be in
     if torch.jit.is_tracing():
@@ -216,22 +218,29 @@ def plain_weight(weight: Any) -> bool:
 
 
 _CALL = nn.Module.__call__
+_REPLACEABLE = frozenset(("forward", "_conv_forward", "_check_input_dim", "_call_impl"))  # by an attribute of a module
 
 
 def _changed(module: Any) -> str | None:
     """What was changed on this very module, or None."""
     if hooked(module):
         return f"a hook is registered on {type(module).__name__}"
-    of_module = module.__dict__
-    for name in ("forward", "_conv_forward", "_check_input_dim", "_call_impl"):
-        if name in of_module:
-            return f"the {name} of this {type(module).__name__} was replaced"
+    if not _REPLACEABLE.isdisjoint(module.__dict__):
+        (name, *_) = sorted(_REPLACEABLE & module.__dict__.keys())
+        return f"the {name} of this {type(module).__name__} was replaced"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _named(backend: str) -> bool:
+    return registry.is_named(backend)
 
 
 @torch.compiler.assume_constant_result
 def _functions_replaced() -> bool:
     """Whether any function of a class that fuses is another than at import."""
+    if torch.compiler._is_exporting_flag:  # the exporter's own, which calls the module's
+        return False
     return _functions_now(_classes) != _FUNCTIONS
 
 
@@ -244,7 +253,6 @@ def _is_replaced(kind: Any) -> bool:
 
 def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
     kind = type(bn)
-    of_conv_dict, of_bn_dict = conv.__dict__, bn.__dict__
     if (
         (kind not in BATCH_NORMS and frozen.eps_of(bn) is None)
         or type(conv) is not nn.Conv2d
@@ -254,12 +262,8 @@ def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
         or bn._forward_pre_hooks
         or conv.padding_mode != "zeros"
         or isinstance(conv.padding, str)
-        or "forward" in of_conv_dict
-        or "_conv_forward" in of_conv_dict
-        or "_call_impl" in of_conv_dict
-        or "forward" in of_bn_dict
-        or "_check_input_dim" in of_bn_dict
-        or "_call_impl" in of_bn_dict
+        or not _REPLACEABLE.isdisjoint(conv.__dict__)
+        or not _REPLACEABLE.isdisjoint(bn.__dict__)
         or conv._backward_hooks
         or conv._backward_pre_hooks
         or bn._backward_hooks

@@ -314,7 +314,7 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
         and reason_unsupported(fc, nn.Linear) is None
         and plain_weight(fc.weight)
         and not (torch.is_grad_enabled() and (x.requires_grad or fc.weight.requires_grad))
-        and call_unsupported() is None
+        and call_unsupported(backend) is None
         and (x.dtype == fc.weight.dtype or torch.is_autocast_enabled(x.device.type))
     )
     if fusable:

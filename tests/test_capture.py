@@ -31,7 +31,7 @@ class Folding(registry.Backend):
         return None
 
     def prepare(self, x: Tensor, layer: ConvBN) -> Any:
-        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        geometry = layer.geometry
         return folded(layer, x.dtype, (self.name, geometry), lambda weight, bias: (weight, bias, *geometry))
 
     def conv(self, x: Tensor, prepared: Any, relu: bool, residual: Any = None, overwrite: bool = False) -> Tensor:

@@ -184,7 +184,7 @@ def test_compile() -> None:
 def test_export() -> None:
     ours, theirs = model_pair()
     batch = torch.export.Dim("batch", min=1, max=8)
-    with torch.no_grad():
+    with torch.no_grad(), fastres.use_backend("auto"):
         program = torch.export.export(ours, (pixels(),), dynamic_shapes=({0: batch},))
     assert operators(program.graph_module) == {"fastres::stem_uint8", "fastres::stage", "fastres::head"}
     assert_same_function(program.module(), theirs, pixels(3, 3, 64, 64))

@@ -124,10 +124,22 @@ def test_compile_training() -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_export(strict: bool) -> None:
+@pytest.mark.parametrize("recorded", [False, True], ids=["no_grad", "grad"])
+def test_export(recorded: bool, strict: bool) -> None:
+    """A program of PyTorch's operators, which other tools take and which loads without fastres."""
     ours, theirs = small_pair()
     batch = torch.export.Dim("batch", min=1, max=8)
-    with torch.no_grad():
+    with torch.set_grad_enabled(recorded):
+        program = torch.export.export(ours, (image(),), strict=strict, dynamic_shapes=({0: batch},))
+    assert operators(program.graph_module) == set()
+    assert_same_function(program.module(), theirs, image(3, 3, 64, 64))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_fused_operators(strict: bool) -> None:
+    ours, theirs = small_pair()
+    batch = torch.export.Dim("batch", min=1, max=8)
+    with torch.no_grad(), fastres.use_backend("auto"):
         program = torch.export.export(ours, (image(),), strict=strict, dynamic_shapes=({0: batch},))
     assert operators(program.graph_module) == FUSED
     assert_same_function(program.module(), theirs, image(3, 3, 64, 64))
@@ -135,14 +147,6 @@ def test_export(strict: bool) -> None:
     torch.export.save(program, file)
     file.seek(0)
     assert_same_function(torch.export.load(file).module(), theirs, image(1, 3, 64, 64))
-
-
-def test_export_with_gradients() -> None:
-    """Where parameters require gradients and gradients are on, the exported program is of PyTorch's operators."""
-    ours, theirs = small_pair()
-    program = torch.export.export(ours, (image(),))
-    assert operators(program.graph_module) == set()
-    assert_same_function(program.module(), theirs, image())
 
 
 # --- torch.jit

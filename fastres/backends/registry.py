@@ -191,6 +191,11 @@ def requested(model_backend: str) -> str:
     return name or AUTO
 
 
+def is_named(model_backend: str) -> bool:
+    """Whether any name was asked for, "auto" included."""
+    return bool(_scoped.get() or model_backend or os.environ.get("FASTRES_BACKEND"))
+
+
 def switches() -> tuple[int, ...]:
     """What a choice depends on beside the name that was asked for and the problem: PyTorch's switches, our tables."""
     pytorch = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled(), tuning.conv_tf32()
