@@ -78,7 +78,7 @@ class ConvBN(NamedTuple):
 
     def arguments(self) -> tuple[Any, ...]:
         """The fields as an operator of one convolution takes them: the geometry spread out."""
-        return *self[:-1], *self.geometry
+        return *self.tensors(), self.eps, *self.geometry
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[Any]) -> ConvBN:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.nn.modules import module as _module
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -125,8 +126,11 @@ def _read_training(x: Any, layers: list[ConvBN], bns: list[Any], projected: bool
     for layer, bn in zip(layers, bns, strict=True):
         if layer.bias is not None:
             return "the convolution has a bias, and is trained"
-        if bn.training and layer.num_batches_tracked is None and type(bn) in _TRAINED:
-            return "BatchNorm does not count its batches"
+        if bn.training and type(bn) in _TRAINED:
+            if not bn.track_running_stats:
+                return "BatchNorm is told not to track its statistics"
+            if layer.num_batches_tracked is None:
+                return "BatchNorm does not count its batches"
     if torch.compiler._is_exporting_flag:
         return "a training step is exported as PyTorch's own operators"
     if x.numel() == 0:
@@ -134,10 +138,10 @@ def _read_training(x: Any, layers: list[ConvBN], bns: list[Any], projected: bool
     if why := _training_unsupported(str(x.device), backend):
         return why
     norms, groups = zip(*map(_norm, bns), strict=True)
-    names = set(groups) - {""}
-    if len(names) > 1:
+    group = max(groups)  # "" is less than any name
+    if any(name not in ("", group) for name in groups):
         return "BatchNorms of one block synchronise over different process groups"
-    return Reading(tuple(layers), projected, True, norms, tuple(bns), next(iter(names), ""))
+    return Reading(tuple(layers), projected, True, norms, tuple(bns), group)
 
 
 @torch.compiler.assume_constant_result
@@ -172,6 +176,8 @@ def call_unsupported(backend: str) -> str | None:
         return None  # what follows are eager states that a compiled graph cannot be in
     if torch.jit.is_tracing():
         return "the call is traced by torch.jit"
+    if forward_ad._current_level >= 0:
+        return "tangents are computed, by forward-mode differentiation"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if _module._has_any_global_hook():
@@ -285,9 +291,16 @@ def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
         return f"the weight is a {type(weight).__name__}"
     if mean is None or var is None:
         return "BatchNorm keeps no running statistics"
-    geometry = Geometry._make((conv.stride, conv.padding, conv.dilation, conv.groups))
+    if count is not None and count.is_meta and not weight.is_meta:
+        count = None  # left there by load_state_dict(assign=True, strict=False): it counts nothing
+    geometry = Geometry(_pair(conv.stride), _pair(conv.padding), _pair(conv.dilation), conv.groups)
     eps: Any = bn.eps if kind in BATCH_NORMS else frozen.eps_of(bn)
     return ConvBN(weight, bias, gamma, beta, mean, var, count, eps, geometry)
+
+
+def _pair(sides: Any) -> tuple[int, int]:
+    """Of a convolution's stride, padding or dilation, for which a user may have set one int."""
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 def _why_not(conv: Any, bn: Any) -> str:

@@ -138,8 +138,9 @@ def check_input(x: Any, conv: Any, pixels: Pixels | None = None) -> None:
         return  # which would warn that the questions below are not part of the trace
     if not isinstance(x, Tensor):
         raise TypeError(f"x: expected a torch.Tensor [N, {conv.in_channels}, H, W], got {type(x).__name__}")
-    if x.dim() != 4 or x.shape[1] != conv.in_channels:
-        raise ValueError(f"x: expected [N, {conv.in_channels}, H, W], got {tuple(x.shape)}")
+    channels = conv.weight.shape[1] * conv.groups  # a user may have put in a weight of other channels
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f"x: expected [N, {channels}, H, W], got {tuple(x.shape)}")
     if x.shape[2] == 0 or x.shape[3] == 0:
         raise ValueError(f"x: expected an image of at least 1 x 1, got {tuple(x.shape)}")
     if conv.weight.device.type != "meta" and x.device != conv.weight.device and not conv._forward_pre_hooks:
@@ -257,14 +258,13 @@ def read_shortcut(downsample: Any) -> tuple[nn.Module | None, Pair | None]:
     """(pooling or None, (conv, bn)) of a downsample path, or (None, None) where it is something else."""
     if reason_unsupported(downsample, nn.Sequential):
         return None, None
-    match list(downsample):
-        case [conv, bn]:
-            return None, (conv, bn)
-        case [nn.Identity() as pool, conv, bn] if reason_unsupported(pool, nn.Identity) is None:
-            return None, (conv, bn)
-        case [nn.AvgPool2d() | nn.Identity() as pool, conv, bn]:
-            return pool, (conv, bn)
-    return None, None
+    layers = list(downsample)
+    if len(layers) == 2:
+        return None, (layers[0], layers[1])
+    if len(layers) != 3 or not isinstance(layers[0], (nn.AvgPool2d, nn.Identity)):
+        return None, None
+    pool, conv, bn = layers
+    return (None if reason_unsupported(pool, nn.Identity) is None else pool), (conv, bn)
 
 
 def stem(
@@ -313,7 +313,7 @@ def head(x: Tensor, avgpool: Any, fc: Any, *, backend: str = "") -> Tensor:
         and avgpool.output_size in (1, (1, 1))
         and reason_unsupported(fc, nn.Linear) is None
         and plain_weight(fc.weight)
-        and not (torch.is_grad_enabled() and (x.requires_grad or fc.weight.requires_grad))
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, fc.weight, fc.bias)))
         and call_unsupported(backend) is None
         and (x.dtype == fc.weight.dtype or torch.is_autocast_enabled(x.device.type))
     )

@@ -103,14 +103,6 @@ def test_a_model_on_a_freed_image(train: bool) -> None:
         model(x)
 
 
-def test_a_counter_on_meta_in_training() -> None:
-    """A block never drops the statistics of all its layers without a word."""
-    model = fastres.ResNet18(num_classes=3).train()
-    model.layer1[0].bn1.num_batches_tracked = torch.tensor(0, device="meta")
-    with pytest.raises(RuntimeError, match="expected a tensor with memory, got one on meta"):
-        model(torch.rand(2, 3, 40, 40))
-
-
 BAD_TRACKS = {
     "two columns": (0, {3: torch.zeros(4, 2)}, r"statistics: expected \[4, 3\], got \[4, 2\]"),
     "no column": (0, {3: torch.zeros(4, 0)}, r"statistics: expected \[4, 3\], got \[4, 0\]"),

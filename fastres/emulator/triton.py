@@ -126,13 +126,12 @@ def active(standing_in: object) -> Iterator[None]:
     """Within it, `standing_in` is Triton's driver. The one before may not exist yet, and is not made to."""
     from triton.runtime import driver
 
-    slot = "_active" if hasattr(driver, "_active") else "active"  # until Triton 3.4
-    before = getattr(driver, slot)
+    before = driver._active
     driver.set_active(standing_in)
     try:
         yield
     finally:
-        setattr(driver, slot, before)
+        driver._active = before
 
 
 def _device(target: int) -> tuple[str, int]:
@@ -217,16 +216,15 @@ class _Driver:
 def _descriptor(descriptor: Any, made: dict[str, Any] | None) -> list[Any]:
     """A ``TensorDescriptor`` as the parameters it becomes: a tensor map on sm_90, a pointer below, and its geometry."""
     geometry = [*descriptor.shape, *descriptor.strides]
-    fill_nan = descriptor.padding == "nan"
+    flags = [descriptor.padding == "nan"]
+    if hasattr(descriptor, "round_f32_to_tf32"):  # since Triton 3.8
+        flags.append(descriptor.round_f32_to_tf32)
     if made is None:
-        flags = [fill_nan]
-        if hasattr(descriptor, "round_f32_to_tf32"):  # since Triton 3.8
-            flags.append(descriptor.round_f32_to_tf32)
         return [descriptor.base, *geometry, *flags, *geometry]
     if made.get("is_im2col") or getattr(descriptor, "round_f32_to_tf32", False):
         raise TypeError("a tensor descriptor is im2col or rounds to TF32, expected one that copies boxes as they are")
     view = descriptor.base.as_strided(descriptor.shape, descriptor.strides)
-    tensor_map = TensorMap.tiled(view, made["block_size"], swizzle=_SWIZZLES[made["swizzle"]], fill_nan=fill_nan)
+    tensor_map = TensorMap.tiled(view, made["block_size"], swizzle=_SWIZZLES[made["swizzle"]], fill_nan=flags[0])
     return [tensor_map, *geometry]
 
 
