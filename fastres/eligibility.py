@@ -202,7 +202,9 @@ def reason_unsupported(module: Any, kind: type[nn.Module]) -> str | None:
 def must_be_called(module: nn.Module) -> bool:
     """Whether reading the parts of a fastres block or stage instead of calling it would compute something else."""
     kind = type(module)
-    return kind.forward not in _blocks or kind.__call__ is not _CALL or _changed(module) is not None
+    if kind.forward not in _blocks or kind.__call__ is not _CALL or _changed(module) is not None:
+        return True
+    return not torch.compiler.is_compiling() and _module._has_any_global_hook()
 
 
 def fuses(cls: C) -> C:

@@ -14,7 +14,9 @@ from models import image, randomize, small_pair
 from steps import assert_same_step
 from tolerance import assert_right, assert_same_function, to_oracle
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet as tv
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -508,3 +510,46 @@ def test_surgery(change: Change, channels: int) -> None:
         model.load_state_dict(state)
         model.eval()
     assert_same_function(ours, theirs, image(2, channels, 64, 64))
+
+
+GLOBAL_HOOKS = {
+    "forward": module_hooks.register_module_forward_hook,
+    "forward pre": module_hooks.register_module_forward_pre_hook,
+}
+
+
+def called_under(register: Any, model: nn.Module, x: Tensor, train: bool) -> list[str]:
+    """The names of the modules that a global hook sees in one pass."""
+    names = {module: name for name, module in model.named_modules()}
+    seen: list[str] = []
+    handle = register(lambda module, *_: seen.append(names[module]))
+    try:
+        with torch.set_grad_enabled(train):
+            model.train(train)(x)
+    finally:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("register", GLOBAL_HOOKS.values(), ids=GLOBAL_HOOKS)
+def test_a_global_hook_sees_every_module(register: Any, train: bool) -> None:
+    ours, theirs = small_pair()
+    expected = called_under(register, theirs, image(), train)
+    assert "layer3.0.downsample.1" in expected
+    assert called_under(register, ours, image(), train) == expected
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+def test_flops_are_counted_as_torchvisions_by_module(train: bool) -> None:
+    counts = []
+    for model in small_pair():
+        counter = FlopCounterMode(display=False)
+        with counter, torch.set_grad_enabled(train):
+            y = model.train(train)(image())
+            if train:
+                y.sum().backward()
+        counts.append({name.replace("ResNet.", ""): dict(found) for name, found in counter.get_flop_counts().items()})
+    ours, theirs = counts
+    assert ours == theirs
+    assert sum(theirs["Global"].values()) > 0

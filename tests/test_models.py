@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import pickle
+import warnings
 from typing import Any
 
 import pytest
 import torch
 import torchvision.models._api
-from models import VARIANTS, image, pair, small_pair
+from models import VARIANTS, image, pair, randomize, small_pair
 from steps import assert_same_step
 from tolerance import assert_same_function
 from torch import Tensor, nn
@@ -44,11 +47,6 @@ def test_structure_is_torchvisions(name: str, theirs: Any) -> None:
     ]
     assert [n for n, _ in ours.named_modules()] == [n for n, _ in plain.named_modules()]
     assert all(isinstance(a, type(b)) for a, b in zip(ours.modules(), plain.modules(), strict=True))
-
-
-@pytest.mark.parametrize(("name", "theirs"), VARIANTS)
-def test_lower_case_alias(name: str, theirs: Any) -> None:
-    assert getattr(fastres, theirs.__name__) is getattr(fastres, name)
 
 
 @pytest.mark.parametrize("kwargs", ARGUMENTS.values(), ids=ARGUMENTS)
@@ -206,6 +204,65 @@ def test_weights(published: dict[str, Any], weights: Any) -> None:
 @pytest.mark.parametrize(("name", "theirs"), VARIANTS)
 def test_every_variant_has_torchvisions_weights(name: str, theirs: Any) -> None:
     assert getattr(fastres, name).weights_enum is torchvision.models.get_model_weights(theirs)
+
+
+def called(call: Any, *args: Any, **kwargs: Any) -> tuple[list[str], dict[str, Tensor] | str]:
+    """The warnings of a call that builds a model, and its state dict or what it raises."""
+    with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng():
+        warnings.simplefilter("always")
+        torch.manual_seed(0)
+        try:
+            result: Any = call(*args, **kwargs).state_dict()
+        except (TypeError, ValueError, KeyError) as error:
+            result = type(error).__name__
+    return [str(warning.message) for warning in caught], result
+
+
+LEGACY: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "nothing": ((), {}),
+    "pretrained=False": ((), {"pretrained": False}),
+    "pretrained=True": ((), {"pretrained": True}),
+    "positional None": ((None,), {}),
+    "positional False": ((False,), {}),
+    "positional True": ((True,), {}),
+    "positional name": (("IMAGENET1K_V1", False), {}),
+    "weights=False": ((), {"weights": False}),
+    "weights and pretrained": ((), {"weights": None, "pretrained": False}),
+    "three positionals": ((None, True, 10), {}),
+}
+
+
+@pytest.mark.parametrize("spelling", ["resnet18", "ResNet18"])
+@pytest.mark.parametrize(("args", "kwargs"), LEGACY.values(), ids=LEGACY)
+def test_the_legacy_interface_is_torchvisions(
+    published: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], spelling: str
+) -> None:
+    published["state"] = randomize(tv.resnet18()).state_dict()
+    expected_warnings, expected = called(tv.resnet18, *args, **kwargs)
+    url = published.pop("url", None)
+    found_warnings, found = called(getattr(fastres, spelling), *args, **kwargs)
+    assert found_warnings == expected_warnings
+    assert published.get("url") == url
+    if isinstance(expected, str):
+        assert found == expected
+    else:
+        assert not isinstance(found, str)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("name", "theirs"), VARIANTS)
+def test_names_and_signatures_are_torchvisions(name: str, theirs: Any) -> None:
+    ours = getattr(fastres, theirs.__name__)
+    expected = torchvision.models.get_model_weights(theirs)
+    assert (ours.__name__, ours.__qualname__, inspect.isfunction(ours)) == (theirs.__name__, theirs.__qualname__, True)
+    assert torchvision.models.get_model_weights(ours) is torchvision.models.get_model_weights(getattr(fastres, name))
+    assert torchvision.models.get_model_weights(ours) is expected
+    described = [(p.name, p.kind, p.default) for p in inspect.signature(ours).parameters.values()]
+    assert described == [(p.name, p.kind, p.default) for p in inspect.signature(theirs).parameters.values()]
+    assert pickle.loads(pickle.dumps(ours)) is ours
+    with torch.device("meta"):
+        assert type(ours()) is getattr(fastres, name)
 
 
 def test_weights_load_strictly(published: dict[str, Any]) -> None:

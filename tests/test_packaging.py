@@ -118,6 +118,29 @@ def test_importing_fastres_loads_no_more_than_torchvision_does() -> None:
     assert not [name for name in loaded if name.startswith(("torch._dynamo", "torch._inductor", "fastres.cli"))]
 
 
+def test_importing_fastres_again_replaces_its_operators() -> None:
+    code = (
+        "import gc, sys, torch, fastres; from torchvision.models import resnet18\n"
+        "plain, x = resnet18().eval(), torch.rand(2, 3, 40, 40)\n"
+        "def check(model):\n"
+        "    model.load_state_dict(plain.state_dict())\n"
+        "    with torch.no_grad(): torch.testing.assert_close(model.eval()(x), plain(x), rtol=1e-4, atol=1e-4)\n"
+        "    model.train()(x).sum().backward()\n"
+        "    assert model.conv1.weight.grad.isfinite().all()\n"
+        "old = fastres.resnet18(); check(old)\n"
+        "for again in range(2):\n"
+        "    for name in [name for name in sys.modules if name.partition('.')[0] == 'fastres']: del sys.modules[name]\n"
+        "    import fastres; gc.collect()\n"
+        "    model = fastres.resnet18(); check(model); check(old)\n"
+        "    with torch.no_grad(): layers = fastres.explain(model.eval(), x).layers\n"
+        "    assert {layer.backend for layer in layers} == {'onednn'}, layers\n"
+    )
+    path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, "FASTRES_BACKEND": "onednn"}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, module) for each module of fastres that the file imports, functions' own imports included."""
     package = path.parent.relative_to(PACKAGE.parent).parts

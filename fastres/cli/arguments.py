@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,14 +14,9 @@ from ..models import resnet
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def models() -> dict[str, type[Any]]:
+def models() -> Mapping[str, type[Any]]:
     """The classes of models that a command takes, by torchvision's lower-case names."""
-    variants = vars(resnet).items()
-    return {
-        name: value
-        for name, value in variants
-        if name.islower() and isinstance(value, type) and hasattr(value, "weights_enum")
-    }
+    return resnet.BY_NAME
 
 
 def model(text: str) -> str:

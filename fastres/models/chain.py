@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import fused
+from ..eligibility import call_unsupported
 from ..pixels import Pixels
 from .resnet import blocks_of
 
@@ -82,6 +83,8 @@ def _flatten(layers: Iterable[tuple[str, nn.Module]], wanted: Mapping[str, str])
 def _is_stem(module: nn.Module) -> bool:
     """Whether it is an nn.Sequential that begins as a deep stem does, and may be read."""
     if not isinstance(module, nn.Sequential) or len(module) < 3 or fused.reason_unsupported(module, nn.Sequential):
+        return False
+    if call_unsupported():
         return False
     return type(module[0]) is nn.Conv2d and type(module[2]) is nn.ReLU
 

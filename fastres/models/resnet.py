@@ -6,10 +6,11 @@ is written in fused calls; table 1 of the paper is the list of classes at the en
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, TypeVar, cast
 
 from torch import Tensor, nn
+from torchvision.models import _utils as tv_utils
 from torchvision.models import resnet as tv
 
 from .. import fused
@@ -177,8 +178,19 @@ class ResNet(tv.ResNet, Model):
         return fused.head(x, self.avgpool, self.fc, backend=self.backend_name)
 
 
+V = TypeVar("V", bound="_Variant")
+
+
+def _as_torchvision(call: Callable[..., Any], weights_enum: Any) -> Callable[..., Any]:
+    """Gives `call(*, weights, ...)` what torchvision's functions have: an annotation, `pretrained`, its warnings."""
+    call.__annotations__["weights"] = weights_enum | None
+    return tv_utils.handle_legacy_interface(weights=("pretrained", weights_enum.IMAGENET1K_V1))(call)
+
+
 class _Variant(ResNet):
     """A row of the tables: called as torchvision's function of the same lower-case name.
+
+    `pretrained` and positional arguments are accepted with torchvision's deprecation warnings.
 
     Args:
         weights: a member of `weights_enum`, its name ("DEFAULT", "IMAGENET1K_V2"), or None. Downloaded by torchvision.
@@ -191,6 +203,16 @@ class _Variant(ResNet):
     layers: ClassVar[tuple[int, int, int, int]]
     arguments: ClassVar[dict[str, Any]] = {}
     weights_enum: ClassVar[type[tv.WeightsEnum]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "weights_enum" not in cls.__dict__ or "__init__" in cls.__dict__:
+            return
+
+        def __init__(self: Any, *, weights: Any = None, progress: bool = True, **kwargs: Any) -> None:
+            super(cls, self).__init__(weights=weights, progress=progress, **kwargs)
+
+        cls.__init__ = _as_torchvision(__init__, cls.weights_enum)  # type: ignore[method-assign]
 
     def __init__(self, *, weights: Any = None, progress: bool = True, **kwargs: Any) -> None:
         verified = self.weights_enum.verify(weights)
@@ -252,14 +274,38 @@ class WideResNet101_2(_Variant):
     arguments: ClassVar[dict[str, Any]] = {"width_per_group": 128}
 
 
-# torchvision's lower-case names.
-resnet18 = ResNet18
-resnet34 = ResNet34
-resnet50 = ResNet50
-resnet101 = ResNet101
-resnet152 = ResNet152
-resnext50_32x4d = ResNeXt50_32x4d
-resnext101_32x8d = ResNeXt101_32x8d
-resnext101_64x4d = ResNeXt101_64x4d
-wide_resnet50_2 = WideResNet50_2
-wide_resnet101_2 = WideResNet101_2
+BY_NAME: dict[str, type[_Variant]] = {
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "resnet152": ResNet152,
+    "resnext50_32x4d": ResNeXt50_32x4d,
+    "resnext101_32x8d": ResNeXt101_32x8d,
+    "resnext101_64x4d": ResNeXt101_64x4d,
+    "wide_resnet50_2": WideResNet50_2,
+    "wide_resnet101_2": WideResNet101_2,
+}
+
+
+# torchvision's lower-case names: functions, as there.
+def _function(kind: type[V], name: str) -> Callable[..., V]:
+    def build(*, weights: Any = None, progress: bool = True, **kwargs: Any) -> V:
+        return kind(weights=weights, progress=progress, **kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"Builds a `{kind.__name__}`; arguments as there."
+    build.__annotations__["return"] = kind
+    return _as_torchvision(build, kind.weights_enum)
+
+
+resnet18 = _function(ResNet18, "resnet18")
+resnet34 = _function(ResNet34, "resnet34")
+resnet50 = _function(ResNet50, "resnet50")
+resnet101 = _function(ResNet101, "resnet101")
+resnet152 = _function(ResNet152, "resnet152")
+resnext50_32x4d = _function(ResNeXt50_32x4d, "resnext50_32x4d")
+resnext101_32x8d = _function(ResNeXt101_32x8d, "resnext101_32x8d")
+resnext101_64x4d = _function(ResNeXt101_64x4d, "resnext101_64x4d")
+wide_resnet50_2 = _function(WideResNet50_2, "wide_resnet50_2")
+wide_resnet101_2 = _function(WideResNet101_2, "wide_resnet101_2")

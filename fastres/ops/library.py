@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LIBRARY = torch.library.Library("fastres", "DEF")
+
+def _define_namespace() -> torch.library.Library:
+    """The library of all operators, in place of one left by an earlier import of fastres in this process."""
+    namespace: Any = torch.ops.fastres
+    if (previous := vars(namespace).get("_library")) is not None:
+        previous._destroy()
+    namespace._library = torch.library.Library("fastres", "DEF")
+    return namespace._library
+
+
+LIBRARY = _define_namespace()
 
 
 def define(

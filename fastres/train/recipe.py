@@ -109,8 +109,7 @@ def _check_values(made: Recipe) -> None:
 
 
 def _large_models() -> dict[str, Any]:
-    named = {name: value for name, value in vars(resnet).items() if name.islower() and hasattr(value, "weights_enum")}
-    return {**named, "plainnet18": plain.PlainNet18, "plainnet34": plain.PlainNet34}
+    return {**resnet.BY_NAME, "plainnet18": plain.PlainNet18, "plainnet34": plain.PlainNet34}
 
 
 def check_model(name: str, data: str) -> None:
