@@ -226,16 +226,16 @@ def plain_weight(weight: Any) -> bool:
 
 
 _CALL = nn.Module.__call__
-_REPLACEABLE = frozenset(("forward", "_conv_forward", "_check_input_dim", "_call_impl"))  # by an attribute of a module
 
 
 def _changed(module: Any) -> str | None:
     """What was changed on this very module, or None."""
     if hooked(module):
         return f"a hook is registered on {type(module).__name__}"
-    if not _REPLACEABLE.isdisjoint(module.__dict__):
-        (name, *_) = sorted(_REPLACEABLE & module.__dict__.keys())
-        return f"the {name} of this {type(module).__name__} was replaced"
+    of_module = module.__dict__
+    for name in ("forward", "_conv_forward", "_check_input_dim", "_call_impl"):
+        if name in of_module:
+            return f"the {name} of this {type(module).__name__} was replaced"
     return None
 
 
@@ -261,6 +261,7 @@ def _is_replaced(kind: Any) -> bool:
 
 def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
     kind = type(bn)
+    of_conv_dict, of_bn_dict = conv.__dict__, bn.__dict__
     if (
         (kind not in BATCH_NORMS and frozen.eps_of(bn) is None)
         or type(conv) is not nn.Conv2d
@@ -270,8 +271,12 @@ def _read_pair(conv: Any, bn: Any) -> ConvBN | str:
         or bn._forward_pre_hooks
         or conv.padding_mode != "zeros"
         or isinstance(conv.padding, str)
-        or not _REPLACEABLE.isdisjoint(conv.__dict__)
-        or not _REPLACEABLE.isdisjoint(bn.__dict__)
+        or "forward" in of_conv_dict
+        or "_conv_forward" in of_conv_dict
+        or "_call_impl" in of_conv_dict
+        or "forward" in of_bn_dict
+        or "_check_input_dim" in of_bn_dict
+        or "_call_impl" in of_bn_dict
         or conv._backward_hooks
         or conv._backward_pre_hooks
         or bn._backward_hooks

@@ -84,7 +84,7 @@ def _is_stem(module: nn.Module) -> bool:
     """Whether it is an nn.Sequential that begins as a deep stem does, and may be read."""
     if not isinstance(module, nn.Sequential) or len(module) < 3 or fused.reason_unsupported(module, nn.Sequential):
         return False
-    if call_unsupported():
+    if call_unsupported(""):
         return False
     return type(module[0]) is nn.Conv2d and type(module[2]) is nn.ReLU
 
