@@ -58,7 +58,9 @@ def forget() -> None:
 def test_processes_that_share_a_folder_lose_no_record(folder: Path, tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(fastres.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    writers = [subprocess.Popen([*command, str(me)], env={**os.environ, "PYTHONPATH": path}) for me in (1, 2)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    # Away from the sources, which Python would look at first.
+    writers = [subprocess.Popen([*command, str(me)], cwd=tmp_path, env=environment) for me in (1, 2)]
     while not all((tmp_path / f"ready {me}").exists() for me in (1, 2)):
         assert all(writer.poll() is None for writer in writers)
         time.sleep(0.01)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from models import image, small_pair
 from test_ops import OPS, conv_bn_act, input_of, make_layer, shortcut_of, small_stage
 from tolerance import assert_same_function
@@ -156,8 +157,9 @@ def test_unknown_backend() -> None:
         fastres.optimize(theirs, backend="tensorrt")
 
 
-def test_positional_and_unknown_arguments() -> None:
+@pytest.mark.parametrize("build", [fastres.ResNet18, torchvision.models.resnet18])
+def test_too_many_and_unknown_arguments(build: Any) -> None:
     with pytest.raises(TypeError):
-        fastres.ResNet18("DEFAULT")  # type: ignore[misc]
-    with pytest.raises(TypeError, match="pretrained"):
-        fastres.ResNet18(pretrained=True)
+        build(None, True, 3)
+    with pytest.raises(TypeError, match="no_such_argument"):
+        build(no_such_argument=True)

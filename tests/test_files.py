@@ -110,7 +110,8 @@ def test_what_a_kill_left_is_removed(path: Path) -> None:
         "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
     )
     root = str(Path(fastres.__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", code, str(path)], env={**os.environ, "PYTHONPATH": root})
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=path.parent, env=environment)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == OLD
     assert len(os.listdir(path.parent)) == 2
@@ -126,7 +127,8 @@ def test_a_lock_is_held_once_and_goes_with_its_process(tmp_path: Path) -> None:
     )
     root = str(Path(fastres.__file__).parents[1])
     command = [sys.executable, "-c", code, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}) as other:
+    environment = {**os.environ, "PYTHONPATH": root}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, env=environment) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(TimeoutError, match="another process holds the lock"), files.locked(path, 0):
