@@ -2,7 +2,7 @@
 
 What a fusion is worth is told by one backend's own kernels with the fusion on and off. Off, its convolution runs
 without that part of its epilogue, and PyTorch's elementwise operators do the rest in place, as they do in a model. The
-library's call is cuDNN's fused one on a GPU, and on a CPU PyTorch's convolution, BatchNorm, addition and ReLU.
+library's call is backend `cudnn`'s on a GPU, and on a CPU PyTorch's convolution, BatchNorm, addition and ReLU.
 """
 
 from __future__ import annotations
