@@ -3,11 +3,10 @@
 `fastres tune` times every backend that can run a problem and keeps the winner's name in the user's table, which holds
 for the sources of the kernels and the cuDNN that were measured. Nothing here measures.
 
-The rule, where the table is silent: on a GPU cuDNN's convolution comes first, until ours has been measured to be
-faster; but where a kernel of ours does in one pass over memory what takes cuDNN two (the stem
-with its pooling, the two convolutions that end a projection block), ours come first. Of ours, those that were written
-for the GPU's own matrix instructions are first: on Hopper and data-centre Blackwell Triton's, unless this build has the
-CUDA kernels for Hopper.
+The rule, if the table is silent: on a GPU cuDNN's convolution comes first, until ours has been measured to be faster;
+but where a kernel of ours does in one pass over memory what takes cuDNN two (the stem with its pooling, the two
+convolutions that end a projection block), ours come first. Of ours, those that were written for the GPU's own matrix
+instructions are first: on Hopper and data-centre Blackwell Triton's, unless this build has the CUDA kernels for Hopper.
 """
 
 from __future__ import annotations
