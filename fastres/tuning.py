@@ -157,7 +157,8 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     m, n = (128 if problem.m > 64 else 64), min(most_n, _power_of_2(problem.n))
     while -(-problem.m // m) * -(-problem.n // n) * problem.groups < multiprocessors and (m > 64 or n > least_n):
         m, n = (64, n) if m > 64 else (m, n // 2)
-    if problem.family == "conv_train" and m == 64:  # normalising x takes registers too
+    normalises = problem.family == "conv_train" and m == 64  # x, which takes registers too
+    if normalises:
         n = min(n, 64)
     k = 16 if exact else 32 if numbers == "tf32" else 64
     while k > 32 and problem.c % k:
@@ -165,7 +166,7 @@ def heuristic(problem: Problem, numbers: str, arch: int, multiprocessors: int) -
     stages = 4 if arch in (90, 100) and not exact else 3
     while stages > 2 and _bytes(problem, m, n, k, stages, numbers, arch) > shared_memory(arch):
         stages -= 1
-    many = exact or m * n >= 128 * (64 if backward and numbers == "tf32" else 128)
+    many = exact or normalises or m * n >= 128 * (64 if backward and numbers == "tf32" else 128)
     return Tile(m, n, k, 8 if many else 4, stages)
 
 

@@ -167,9 +167,14 @@ def trained_norm(dtype: torch.dtype) -> None:
     steps.bn_backward(y, y, moments, sums, Relu(affine, shortcut), keep_masked=True)
 
 
+@pytest.mark.parametrize(
+    "numbers", ["bfloat16", *(pytest.param(n, marks=pytest.mark.sweep) for n in ("float16", "tf32"))]
+)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_trained_convolutions_in_bfloat16(arch: int, tmp_path: Path) -> None:
-    kernels = compiled(arch, lambda: trained_convolutions(torch.bfloat16))
+def test_trained_convolutions(arch: int, numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", numbers == "tf32")
+    dtype = torch.float32 if numbers == "tf32" else getattr(torch, numbers)
+    kernels = compiled(arch, lambda: trained_convolutions(dtype))
     expected = {"conv_kernel", "dgrad_kernel", "wgrad_kernel", "merge_kernel", "ordered_sum_kernel"}
     assert {kernel.name for kernel in kernels} == expected
     for kernel in kernels:
